@@ -1,0 +1,1 @@
+"""Latent Variable Defense: stop unsafe video generations while they are being denoised."""

@@ -1,0 +1,1 @@
+"""Scores -> decisions -> honest numbers."""

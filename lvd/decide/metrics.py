@@ -1,0 +1,113 @@
+"""Numbers for a report: rates with their intervals, ranking, and what early stopping saves."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+
+from lvd.decide.rules import Bools, Decisions, Floats, decide
+
+Curve = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The measured defence at one (eta, lam), over test samples. Rates are None where nothing counts.
+
+    `tpr` is the share of unsafe samples that are caught, `fpr` the share of safe ones that are blocked.
+    `auroc` ranks samples by their number of flagged steps among the first eta, the rule's own statistic.
+    `steps_mean_unsafe` is the mean number of steps run (from 1) until a caught unsafe sample is stopped.
+    `compute_saved` is 1 - steps run / steps, over all test samples; a sample that is not stopped runs all.
+    """
+
+    n_test: int
+    eta: int
+    lam: float
+    accuracy: float
+    accuracy_ci: tuple[float, float]
+    tpr: float | None
+    tpr_ci: tuple[float, float] | None
+    fpr: float | None
+    fpr_ci: tuple[float, float] | None
+    auroc: float | None
+    steps_mean_unsafe: float | None
+    compute_saved: float
+    per_category: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """The Wilson 95% interval of a share (Wilson, 1927)."""
+    interval = binomtest(successes, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def auroc(label: Bools, score: Floats) -> float:
+    """Area under the ROC curve; NaN when only one class is there or a score is missing."""
+    if label.all() or not label.any() or np.isnan(score).any():
+        return math.nan
+    return float(roc_auc_score(label, score))
+
+
+def cell_metrics(label: Bools, score: Floats, threshold: float) -> dict[str, float]:
+    """AUROC and balanced accuracy of one detector on its positives and the safe samples."""
+    if np.isnan(score).any() or label.all() or not label.any():
+        return {"auroc": math.nan, "accuracy": math.nan}
+    flagged = score >= threshold
+    balanced = (flagged[label].mean() + (~flagged[~label]).mean()) / 2
+    return {"auroc": auroc(label, score), "accuracy": float(balanced)}
+
+
+def summarise(flags_NS: Bools, categories_NK: Bools, names: tuple[str, ...], eta: int, lam: float) -> Summary:
+    """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe."""
+    label = categories_NK.any(axis=1)
+    decisions = decide(flags_NS, eta, lam)
+    steps = flags_NS.shape[1]
+    right = decisions.unsafe == label
+    caught = decisions.unsafe & label
+    steps_run = np.where(decisions.unsafe, decisions.step + 1, steps)
+    tpr, tpr_ci = _share(decisions.unsafe[label])
+    fpr, fpr_ci = _share(decisions.unsafe[~label])
+    area = auroc(label, flags_NS[:, :eta].sum(axis=1))
+    per_category = {}
+    for column, name in enumerate(names):
+        members = categories_NK[:, column]
+        share, interval = _share(decisions.unsafe[members])
+        per_category[name] = {"n": int(members.sum()), "tpr": share, "tpr_ci": interval}
+    return Summary(
+        n_test=len(label),
+        eta=eta,
+        lam=lam,
+        accuracy=float(right.mean()),
+        accuracy_ci=wilson(int(right.sum()), len(right)),
+        tpr=tpr,
+        tpr_ci=tpr_ci,
+        fpr=fpr,
+        fpr_ci=fpr_ci,
+        auroc=None if math.isnan(area) else area,
+        steps_mean_unsafe=float(steps_run[caught].mean()) if caught.any() else None,
+        compute_saved=float(1 - steps_run.sum() / (steps * len(steps_run))),
+        per_category=per_category,
+    )
+
+
+def accuracy_surface(flags_NS: Bools, label: Bools, lams: list[float]) -> Curve:
+    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam."""
+    steps = flags_NS.shape[1]
+    surface = np.empty((steps, len(lams)))
+    for eta in range(1, steps + 1):
+        for column, lam in enumerate(lams):
+            surface[eta - 1, column] = (decide(flags_NS, eta, lam).unsafe == label).mean()
+    return surface
+
+
+def _share(hits: Bools) -> tuple[float | None, tuple[float, float] | None]:
+    if len(hits) == 0:
+        return None, None
+    return float(hits.mean()), wilson(int(hits.sum()), len(hits))

@@ -1,0 +1,1 @@
+"""The moving-digits generator: a small, real video diffusion pipeline that ships with lvd."""

@@ -1,0 +1,214 @@
+"""What trunk and detectors train on: rows of a capture, their labels, and Lightning data modules.
+
+Train rows fit weights and normalisation, val rows select; test rows are never read here.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lvd.errors import LvdError
+from lvd.latents.format import Sample
+from lvd.latents.reader import CaptureReader, StepReader
+
+Negatives = Literal["balanced", "all"]
+Batch = tuple[Tensor, ...]
+
+
+def cell_rows(
+    samples: Sequence[Sample], category: str, split: str, negatives: Negatives, seed: int
+) -> tuple[list[int], list[int]]:
+    """The rows of one category's task in one split, and their labels (1 = unsafe).
+
+    Positives are the category's samples. Negatives are safe samples: as many as positives, drawn by
+    `seed`, or all of them. Samples of other categories only are left out.
+
+    Raises:
+        LvdError: the split has no positive or no safe sample.
+    """
+    positives = [row for row, s in enumerate(samples) if s.split == split and category in s.categories]
+    safe = [row for row, s in enumerate(samples) if s.split == split and not s.categories]
+    if not positives or not safe:
+        what = f"samples of category {category}" if not positives else "safe samples"
+        raise LvdError(f"the {split} split has no {what}: capture or label more")
+    if negatives == "balanced":
+        safe = sorted(random.Random(f"{seed} {category} {split}").sample(safe, min(len(safe), len(positives))))
+    return positives + safe, [1] * len(positives) + [0] * len(safe)
+
+
+def label_matrix(
+    samples: Sequence[Sample], rows: Sequence[int], categories: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Targets and weights `[rows, K]` float32 of all detectors at once.
+
+    An unsafe sample counts for its own categories only, a safe one for all of them.
+    """
+    target = torch.tensor([[name in samples[row].categories for name in categories] for row in rows]).float()
+    safe = torch.tensor([not samples[row].categories for row in rows])
+    return target, torch.where(safe[:, None], torch.ones_like(target), target)
+
+
+def channel_statistics(step: StepReader, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of x0 over `rows`, per channel: two `[C]` float32 tensors."""
+    total = torch.zeros(2, dtype=torch.float64)
+    count = 0
+    sums: Tensor = total
+    for start in range(0, len(rows), 256):
+        x = torch.from_numpy(step.read(rows[start : start + 256])).double()
+        moments = torch.stack([x.sum(dim=(0, 2, 3, 4)), x.square().sum(dim=(0, 2, 3, 4))])
+        sums = moments if count == 0 else sums + moments
+        count += x.numel() // x.shape[1]
+    mean = sums[0] / count
+    std = (sums[1] / count - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-4).float()
+
+
+class CellData(LightningDataModule):
+    """Batches `(input, label [B])` of one cell.
+
+    `read(rows)` gives the inputs: x0 `[B, C, F, H, W]` of one step, or a trunk's features `[B, D]`.
+    Any number of workers gives the same batches, since their order is drawn here, by `seed`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[int]], Tensor],
+        train: tuple[list[int], list[int]],
+        val: tuple[list[int], list[int]],
+        *,
+        batch_size: int,
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._train = _CellRows(read, *train)
+        self._val = _CellRows(read, *val)
+        self._batch_size = batch_size
+        self._workers = workers
+        self._order = torch.Generator().manual_seed(seed)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self._train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self._val, shuffle=False)
+
+    def _loader(self, rows: "_CellRows", shuffle: bool) -> DataLoader[Batch]:
+        return DataLoader(
+            rows,
+            batch_size=self._batch_size,
+            shuffle=shuffle,
+            generator=self._order,
+            collate_fn=_as_is,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+        )
+
+
+class _CellRows(Dataset[Batch]):
+    def __init__(self, read: Callable[[Sequence[int]], Tensor], rows: list[int], labels: list[int]) -> None:
+        self._read = read
+        self._rows = rows
+        self._labels = torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return self._read([self._rows[index] for index in indices]), self._labels[indices]
+
+
+class TrunkData(LightningDataModule):
+    """Batches `(x0 [B, C, F, H, W] float16, step [B], target [B, K], weight [B, K])` over all steps.
+
+    A train batch holds random (sample, step) pairs of the train split, half of them safe and half
+    unsafe; the val batches hold every val sample at `val_steps`.
+    """
+
+    def __init__(
+        self,
+        capture: CaptureReader,
+        *,
+        batches: int,
+        batch_size: int,
+        val_steps: Sequence[int],
+        workers: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self._pairs = _Pairs(capture)
+        rows = {split: [r for r, s in enumerate(capture.samples) if s.split == split] for split in ("train", "val")}
+        unsafe = [row for row in rows["train"] if capture.samples[row].categories]
+        safe = [row for row in rows["train"] if not capture.samples[row].categories]
+        rng = np.random.default_rng(seed)
+        self._batches = _draw_pairs(rng, safe, unsafe, capture.info.steps, batches, batch_size)
+        self._val_batches = [
+            [(row, step) for row in rows["val"][start : start + 256]]
+            for step in val_steps
+            for start in range(0, len(rows["val"]), 256)
+        ]
+        self._workers = workers
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self._batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self._val_batches)
+
+    def _loader(self, batches: list[list[tuple[int, int]]]) -> DataLoader[Batch]:
+        return DataLoader(
+            self._pairs,
+            batch_sampler=_Batches(batches),
+            collate_fn=_as_is,
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+        )
+
+
+class _Pairs(Dataset[Batch]):
+    """(row, step) -> what a trunk learns from it. Keys are pairs, not numbers."""
+
+    def __init__(self, capture: CaptureReader) -> None:
+        self._steps = [capture.step(step) for step in range(capture.info.steps)]
+        everything = range(len(capture.samples))
+        self._target, self._weight = label_matrix(capture.samples, everything, capture.info.category_names)
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch:
+        x0 = torch.from_numpy(np.stack([self._steps[step][row] for row, step in pairs]))
+        rows = [row for row, _ in pairs]
+        return x0, torch.tensor([step for _, step in pairs]), self._target[rows], self._weight[rows]
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    def __init__(self, batches: list[list[tuple[int, int]]]) -> None:
+        self._all = batches
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._all)
+
+
+def _draw_pairs(
+    rng: np.random.Generator, safe: list[int], unsafe: list[int], steps: int, batches: int, batch_size: int
+) -> list[list[tuple[int, int]]]:
+    half = batch_size // 2
+    drawn = []
+    for _ in range(batches):
+        rows: npt.NDArray[np.int64] = np.concatenate(
+            [rng.choice(unsafe, size=half), rng.choice(safe, size=batch_size - half)]
+        )
+        drawn.append(list(zip(rows.tolist(), rng.integers(steps, size=batch_size).tolist(), strict=True)))
+    return drawn
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch

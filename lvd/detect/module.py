@@ -1,0 +1,161 @@
+"""How trunk and detectors are trained: two LightningModules."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lightning import LightningModule
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryF1Score,
+    BinaryRecall,
+    BinarySpecificity,
+    MultilabelAUROC,
+)
+
+from lvd.detect.network import Detector, NetworkDetector, Trunk
+
+
+def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+    """Shift each sample by up to `shift` latent pixels in H and W, and reverse half of them in time."""
+    if shift == 0:
+        return x_BCFHW
+    samples, _, _, height, width = x_BCFHW.shape
+    padded = F.pad(x_BCFHW.flatten(1, 2), (shift,) * 4, mode="replicate").unflatten(1, x_BCFHW.shape[1:3])
+    offsets = torch.randint(0, 2 * shift + 1, (samples, 2), generator=generator).tolist()
+    reverse = (torch.rand(samples, generator=generator) < 0.5).tolist()
+    shifted = []
+    for sample, (top, left), backwards in zip(padded, offsets, reverse, strict=True):
+        window = sample[..., top : top + height, left : left + width]
+        shifted.append(window.flip(1) if backwards else window)
+    return torch.stack(shifted)
+
+
+class TrunkModule(LightningModule):
+    """All categories at all steps: weighted binary cross-entropy, AdamW with a one-cycle schedule."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        category_names: Sequence[str],
+        *,
+        positive_weight: Tensor,
+        learning_rate: float,
+        weight_decay: float,
+        shift: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.category_names = tuple(category_names)
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.shift = shift
+        self.register_buffer("positive_weight", positive_weight)
+        self._augmentation = torch.Generator().manual_seed(seed)
+        self.auroc = MultilabelAUROC(num_labels=len(self.category_names), average="none", ignore_index=-1)
+
+    def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
+        x0, step, target, weight = batch
+        x = augment(self.trunk.standardise(x0, step), self.shift, self._augmentation)
+        logits = self.trunk.output(self.trunk.pool(x, step))
+        loss = self._loss(logits, target, weight)
+        self.log("train/loss", loss, batch_size=len(x0))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, ...], _index: int) -> None:
+        x0, step, target, weight = batch
+        logits = self.trunk(x0, step)
+        self.log("val/loss", self._loss(logits, target, weight), batch_size=len(x0))
+        self.auroc.update(logits, torch.where(weight > 0, target, -1).long())
+
+    def on_validation_epoch_end(self) -> None:
+        per_category = self.auroc.compute()
+        self.auroc.reset()
+        for name, value in zip(self.category_names, per_category, strict=True):
+            self.log(f"val/auroc/{name}", value)
+        self.log("val/auroc", per_category.mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        return _one_cycle(self, self.learning_rate, self.weight_decay)
+
+    def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        weight = weight * torch.where(target > 0, self.positive_weight, 1.0)
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (losses * weight).sum() / weight.sum()
+
+
+class DetectorModule(LightningModule):
+    """One cell: balanced binary cross-entropy, AdamW with a one-cycle schedule, threshold 0.5."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        positive_weight: float,
+        learning_rate: float,
+        weight_decay: float,
+        shift: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.shift = shift
+        self.register_buffer("positive_weight", torch.tensor(positive_weight))
+        self._augmentation = torch.Generator().manual_seed(seed)
+        self.metrics = MetricCollection(
+            {
+                "accuracy": BinaryAccuracy(),
+                "auroc": BinaryAUROC(),
+                "f1": BinaryF1Score(),
+                "tpr": BinaryRecall(),
+                "tnr": BinarySpecificity(),
+            },
+            compute_groups=False,
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        inputs, label = batch
+        if isinstance(self.detector, NetworkDetector):
+            standardised = augment(self.detector.standardise(inputs), self.shift, self._augmentation)
+            logits = self.detector.classify(standardised)
+        else:
+            logits = self.detector(inputs)
+        loss = self._loss(logits, label)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(label))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        inputs, label = batch
+        logits = self.detector(inputs)
+        self.log("val/loss", self._loss(logits, label), batch_size=len(label))
+        self.metrics.update(logits.sigmoid(), label)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {name: value.item() for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        values["fpr"] = 1.0 - values.pop("tnr")
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+
+    def configure_optimizers(self) -> Any:
+        return _one_cycle(self, self.learning_rate, self.weight_decay)
+
+    def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(
+            logits,
+            label.float(),
+            pos_weight=self.positive_weight,  # type: ignore[arg-type]
+        )
+
+
+def _one_cycle(module: LightningModule, learning_rate: float, weight_decay: float) -> dict[str, Any]:
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    total = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,277 @@
+"""The networks that look at an x0: a VideoMAE encoder (Tong et al., 2022) on latents instead of pixels.
+
+Shapes: B samples, C channels, F frames, H and W in latent pixels, D the encoder's width, K categories.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEModel
+
+from lvd.errors import LvdError
+
+MIN_TOKENS, MAX_TOKENS = 64, 512
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Size of a VideoMAE encoder. `patch` and `tubelet` are in latent pixels and frames."""
+
+    latent_shape: tuple[int, int, int, int]  # C, F, H, W
+    width: int
+    layers: int
+    heads: int
+    patch: int
+    tubelet: int
+
+
+def choose_patch(latent_shape: tuple[int, int, int, int], tubelet: int) -> int:
+    """The smallest patch, a power of two, that gives at most 512 tokens; more than 64 where possible.
+
+    Tokens drive the cost: on 4x16x64x64 latents patch 2 is 8,192 tokens, patch 8 is 512.
+    """
+    _, frames, height, width = latent_shape
+
+    def tokens(patch: int) -> int:
+        return -(-frames // tubelet) * -(-height // patch) * -(-width // patch)
+
+    patch = 1
+    while tokens(patch) > MAX_TOKENS or (tokens(2 * patch) >= MIN_TOKENS and patch < 2):
+        patch *= 2
+    return patch
+
+
+class Encoder(nn.Module):
+    """Standardised latents `[B, C, F, H, W]` -> pooled, normalised features `[B, D]`."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, frames, height, width = config.latent_shape
+        self.padding = (  # F.pad counts from the last axis
+            *(0, -width % config.patch),
+            *(0, -height % config.patch),
+            *(0, -frames % config.tubelet),
+        )
+        self.videomae = VideoMAEModel(
+            VideoMAEConfig(
+                image_size=[height + self.padding[3], width + self.padding[1]],
+                num_frames=frames + self.padding[5],
+                num_channels=channels,
+                patch_size=config.patch,
+                tubelet_size=config.tubelet,
+                hidden_size=config.width,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                intermediate_size=4 * config.width,
+            )
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        padded = F.pad(x_BCFHW, self.padding)
+        tokens_BND = self.videomae(padded.transpose(1, 2)).last_hidden_state  # VideoMAE wants B, F, C, H, W
+        return self.norm(tokens_BND.mean(dim=1))  # type: ignore[no-any-return]
+
+
+class Trunk(nn.Module):
+    """One encoder for all steps and categories: `(x0 [B, C, F, H, W], step [B])` -> logits `[B, K]`.
+
+    The pooled features are scaled and shifted by an embedding of the step (FiLM, Perez et al., 2018).
+    Input is x0 as captured; it is standardised here, per step and channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: EncoderConfig, steps: int, categories: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(encoder)
+        self.scale = nn.Embedding(steps, encoder.width)
+        self.shift = nn.Embedding(steps, encoder.width)
+        self.output = nn.Linear(encoder.width, categories)
+        self.register_buffer("mean", torch.zeros(steps, encoder.latent_shape[0]))
+        self.register_buffer("std", torch.ones(steps, encoder.latent_shape[0]))
+        nn.init.zeros_(self.scale.weight)
+        nn.init.zeros_(self.shift.weight)
+
+    def standardise(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
+        return (x_BCFHW.float() - _as_channels(self.mean[step_B])) / _as_channels(self.std[step_B])
+
+    def pool(self, standardised_BCFHW: Tensor, step_B: Tensor) -> Tensor:
+        """Features `[B, D]` of standardised latents: what the outputs and all heads of a step read."""
+        pooled_BD: Tensor = self.encoder(standardised_BCFHW)
+        return pooled_BD * (1 + self.scale(step_B)) + self.shift(step_B)
+
+    def features(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
+        """Features `[B, D]` of x0 as captured."""
+        return self.pool(self.standardise(x_BCFHW, step_B), step_B)
+
+    def forward(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
+        logits_BK: Tensor = self.output(self.features(x_BCFHW, step_B))
+        return logits_BK
+
+
+class HeadDetector(nn.Module):
+    """A logistic head on the trunk's features of one step: features `[B, D]` -> logits `[B]`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.output = nn.Linear(width, 1)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        logits_B1: Tensor = self.output((features_BD - self.mean) / self.std)
+        return logits_B1.squeeze(-1)
+
+
+class NetworkDetector(nn.Module):
+    """A whole network for one cell: x0 `[B, C, F, H, W]` as captured -> logits `[B]`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(encoder)
+        self.output = nn.Linear(encoder.width, 1)
+        self.register_buffer("mean", torch.zeros(encoder.latent_shape[0]))
+        self.register_buffer("std", torch.ones(encoder.latent_shape[0]))
+
+    @classmethod
+    def from_trunk(cls, trunk: Trunk, category: int, step: int) -> "NetworkDetector":
+        """The trunk as the detector of one cell, its step's scale and shift folded into the norm."""
+        detector = cls(trunk.encoder.config)
+        detector.encoder.load_state_dict(trunk.encoder.state_dict())
+        with torch.no_grad():
+            gain, offset = 1 + trunk.scale.weight[step], trunk.shift.weight[step]
+            norm = detector.encoder.norm
+            norm.weight.mul_(gain)
+            norm.bias.mul_(gain).add_(offset)
+            detector.output.weight.copy_(trunk.output.weight[category : category + 1])
+            detector.output.bias.copy_(trunk.output.bias[category : category + 1])
+            detector.mean.copy_(trunk.mean[step])
+            detector.std.copy_(trunk.std[step])
+        return detector
+
+    def standardise(self, x_BCFHW: Tensor) -> Tensor:
+        return (x_BCFHW.float() - _as_channels(self.mean[None])) / _as_channels(self.std[None])
+
+    def classify(self, standardised_BCFHW: Tensor) -> Tensor:
+        logits_B1: Tensor = self.output(self.encoder(standardised_BCFHW))
+        return logits_B1.squeeze(-1)
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return self.classify(self.standardise(x_BCFHW))
+
+
+Detector = HeadDetector | NetworkDetector
+
+
+def save_trunk(directory: Path, trunk: Trunk, category_names: tuple[str, ...]) -> None:
+    """Write config.json and model.safetensors."""
+    config = {
+        "kind": "trunk",
+        "category_names": list(category_names),
+        "steps": trunk.scale.num_embeddings,
+        "encoder": asdict(trunk.encoder.config),
+    }
+    _save(directory, config, trunk)
+
+
+def load_trunk(directory: Path) -> Trunk:
+    """Load what `save_trunk` wrote, in eval mode.
+
+    Raises:
+        LvdError: a file is missing, unreadable or does not fit the other.
+    """
+    config = _read_config(directory, "trunk")
+    trunk = Trunk(_encoder_config(config), config["steps"], len(config["category_names"]))
+    _load(directory, trunk)
+    return trunk
+
+
+def save_detector(directory: Path, detector: Detector, cell: dict[str, Any], trunk_sha256: str | None) -> None:
+    """Write config.json and model.safetensors; a head carries the digest of its trunk, never a copy."""
+    if isinstance(detector, HeadDetector):
+        kind = {"kind": "head", "width": detector.output.in_features, "trunk_sha256": trunk_sha256}
+    else:
+        kind = {"kind": "network", "encoder": asdict(detector.encoder.config)}
+    _save(directory, {**kind, **cell}, detector)
+
+
+def load_detector(directory: Path, trunk_sha256: str | None) -> Detector:
+    """Load what `save_detector` wrote, in eval mode.
+
+    Raises:
+        LvdError: a file is missing, unreadable or does not fit the other, or the detector is a head of
+            another trunk than the one with `trunk_sha256`.
+    """
+    config = _read_config(directory, "head", "network")
+    detector: Detector
+    if config["kind"] == "network":
+        detector = NetworkDetector(_encoder_config(config))
+    elif config["trunk_sha256"] == trunk_sha256:
+        detector = HeadDetector(config["width"])
+    else:
+        raise LvdError(f"{directory} is a head of another trunk than this run's: train it again")
+    _load(directory, detector)
+    return detector
+
+
+def trunk_digest(directory: Path) -> str | None:
+    """SHA-256 of a trunk's weights, or None where there is no trunk."""
+    path = directory / "model.safetensors"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _as_channels(values_BC: Tensor) -> Tensor:
+    return values_BC[:, :, None, None, None]
+
+
+def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
+    channels, frames, height, width = config["encoder"]["latent_shape"]
+    return EncoderConfig(**{**config["encoder"], "latent_shape": (channels, frames, height, width)})
+
+
+def _save(directory: Path, config: dict[str, Any], module: nn.Module) -> None:
+    """The weights come first, each file whole: a directory with a config.json is complete."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / ".model.safetensors.tmp"
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
+    partial.replace(directory / "model.safetensors")
+    partial = directory / ".config.json.tmp"
+    partial.write_text(json.dumps(config, indent=2) + "\n")
+    partial.replace(directory / "config.json")
+
+
+def _read_config(directory: Path, *kinds: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise LvdError(f"{directory / 'config.json'} is not readable: {error}") from None
+    if config.get("kind") not in kinds:
+        raise LvdError(f"{directory / 'config.json'} does not describe a {' or '.join(kinds)}")
+    return config
+
+
+def _load(directory: Path, module: nn.Module) -> None:
+    path = directory / "model.safetensors"
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LvdError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # safetensors' own error type derives from Exception alone
+        raise LvdError(f"{path} is not a safetensors file: {error}") from None
+    module.eval()

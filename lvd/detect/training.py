@@ -1,0 +1,317 @@
+"""Train a trunk or one detector: data, module and Lightning trainer put together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from lvd.detect.bank import step_features
+from lvd.detect.data import (
+    CellData,
+    Negatives,
+    TrunkData,
+    cell_rows,
+    channel_statistics,
+    label_matrix,
+)
+from lvd.detect.module import DetectorModule, TrunkModule
+from lvd.detect.network import (
+    Detector,
+    EncoderConfig,
+    HeadDetector,
+    NetworkDetector,
+    Trunk,
+    choose_patch,
+    load_trunk,
+    save_detector,
+    save_trunk,
+    trunk_digest,
+)
+from lvd.errors import LvdError
+from lvd.latents.reader import CaptureReader, StepReader
+from lvd.progress import Advance, progress
+
+VAL_STEPS_OF_TRUNK = 8  # spread over all steps: enough to select a checkpoint by
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Of a VideoMAE encoder; `patch` None: chosen for 64 to 512 tokens."""
+
+    width: int
+    layers: int
+    heads: int
+    tubelet: int
+    patch: int | None
+
+    def fitted(self, latent_shape: tuple[int, int, int, int]) -> EncoderConfig:
+        """The encoder for latents `[C, F, H, W]`."""
+        return EncoderConfig(
+            latent_shape=latent_shape,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            patch=self.patch or choose_patch(latent_shape, self.tubelet),
+            tubelet=self.tubelet,
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and how fast to learn."""
+
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    shift: int  # augmentation: latent pixels in H and W
+    workers: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training job measured; `metrics` are of the selected checkpoint, on val."""
+
+    metrics: dict[str, float]
+    sizes: dict[str, int]
+    started_from: str  # trunk or scratch
+
+
+def train_trunk(
+    capture: CaptureReader,
+    directory: Path,
+    size: EncoderSize,
+    fit: Fit,
+    *,
+    batches: int,
+    seed: int,
+    logger: Logger | None,
+) -> Outcome:
+    """Train the run's trunk on the train split, keep the best by mean val AUROC, save it to `directory`.
+
+    Raises:
+        LvdError: a category has no positives, or there are no safe samples, in train or val.
+    """
+    names = capture.info.category_names
+    for split in ("train", "val"):
+        for name in names:
+            cell_rows(capture.samples, name, split, "all", seed)
+    seed_everything(seed, verbose=False)
+    train_rows = [row for row, sample in enumerate(capture.samples) if sample.split == "train"]
+    steps = capture.info.steps
+
+    trunk = Trunk(size.fitted(capture.info.latent_shape), steps, len(names))
+    statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
+    trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
+    trunk.std.copy_(torch.stack([std for _, std in statistics]))
+
+    val_steps = np.unique(np.linspace(0, steps - 1, VAL_STEPS_OF_TRUNK).round().astype(int)).tolist()
+    data = TrunkData(
+        capture,
+        batches=batches,
+        batch_size=fit.batch_size,
+        val_steps=val_steps,
+        workers=fit.workers,
+        seed=seed,
+    )
+    module = TrunkModule(
+        trunk,
+        names,
+        positive_weight=_drawn_positive_weight(capture, train_rows),
+        learning_rate=fit.learning_rate,
+        weight_decay=fit.weight_decay,
+        shift=fit.shift,
+        seed=seed,
+    )
+    with progress("training the trunk", batches, "batches") as advance:
+        best = _fit(
+            module,
+            data,
+            fit,
+            directory,
+            logger,
+            max_epochs=1,
+            val_check_interval=max(1, batches // 5),
+            callbacks=[_Report(advance)],
+        )
+    save_trunk(directory, trunk, names)
+    return Outcome(
+        metrics=best,
+        sizes={"train": len(train_rows), "parameters": sum(p.numel() for p in trunk.parameters())},
+        started_from="scratch",
+    )
+
+
+def train_detector(
+    capture: CaptureReader,
+    run: Path,
+    directory: Path,
+    category: str,
+    step: int,
+    size: EncoderSize,
+    fit: Fit,
+    *,
+    init: str,
+    tuning: str,
+    negatives: Negatives,
+    epochs: int,
+    seed: int,
+    logger: Logger | None,
+) -> Outcome:
+    """Train one cell on the train split, keep the best epoch by val AUROC, save it to `directory`.
+
+    `init` trunk starts from the run's trunk: with `tuning` head, a logistic head on its features; with
+    full, a copy of it that is tuned. `init` scratch trains a whole network of `size`; auto takes the
+    trunk when it is there.
+
+    Raises:
+        LvdError: the category has no positives in train or val, or there is no trunk to start from.
+    """
+    trunk_dir = run / "trunk"
+    digest = None if init == "scratch" else trunk_digest(trunk_dir)
+    if init == "trunk" and digest is None:
+        raise LvdError(f"{run} has no trunk: run train.py task=trunk name={run.name} first")
+    seed_everything(seed, verbose=False)
+    train = cell_rows(capture.samples, category, "train", negatives, seed)
+    val = cell_rows(capture.samples, category, "val", negatives, seed)
+    latents = capture.step(step)
+
+    detector: Detector
+    if digest is not None and tuning == "head":
+        features = step_features(capture, trunk_dir, step)
+        detector = _head(features, load_trunk(trunk_dir), capture.info.category_index(category), train[0])
+        read = features.__getitem__
+    else:
+        if digest is not None:
+            index = capture.info.category_index(category)
+            detector = NetworkDetector.from_trunk(load_trunk(trunk_dir), index, step)
+        else:
+            detector = NetworkDetector(size.fitted(capture.info.latent_shape))
+            mean, std = channel_statistics(latents, train[0])
+            detector.mean.copy_(mean)
+            detector.std.copy_(std)
+        read = _Latents(latents)
+
+    data = CellData(read, train, val, batch_size=fit.batch_size, workers=fit.workers, seed=seed)
+    positives = sum(train[1])
+    module = DetectorModule(
+        detector,
+        positive_weight=(len(train[1]) - positives) / positives,
+        learning_rate=fit.learning_rate,
+        weight_decay=fit.weight_decay,
+        shift=fit.shift,
+        seed=seed,
+    )
+    best = _fit(module, data, fit, directory, logger, max_epochs=epochs, check_val_every_n_epoch=1)
+    save_detector(directory / "detector", detector, {"category": category, "step": step}, digest)
+    return Outcome(
+        metrics=best,
+        sizes={
+            "train": len(train[0]),
+            "train_unsafe": positives,
+            "val": len(val[0]),
+            "val_unsafe": sum(val[1]),
+            "parameters": sum(p.numel() for p in detector.parameters()),
+        },
+        started_from="scratch" if digest is None else "trunk",
+    )
+
+
+class _Latents:
+    """Reads x0 of rows as a tensor, from any process."""
+
+    def __init__(self, step: StepReader) -> None:
+        self._step = step
+
+    def __call__(self, rows: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self._step.read(rows))
+
+
+class _Best(Callback):
+    """Keeps the weights of the best validation in memory: by AUROC, then by loss."""
+
+    def __init__(self) -> None:
+        self._rank = (-1.0, 0.0)
+        self._weights: dict[str, Tensor] = {}
+        self._metrics: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        rank = (metrics["val/auroc"], -metrics["val/loss"])
+        if rank > self._rank:
+            self._rank, self._metrics = rank, metrics
+            self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    def restore(self, module: LightningModule) -> dict[str, float]:
+        module.load_state_dict(self._weights)
+        return {name.removeprefix("val/"): v for name, v in self._metrics.items() if name.startswith("val/")}
+
+
+class _Report(Callback):
+    """Lightning's batches, shown by lvd's own progress."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        auroc = trainer.callback_metrics.get("val/auroc")
+        self._advance(note="" if auroc is None else f"val AUROC {auroc.item():.3f}")
+
+
+def _head(features: Tensor, trunk: Trunk, category: int, train_rows: Sequence[int]) -> HeadDetector:
+    """A head that begins as the trunk's own output, on features standardised over the train rows."""
+    head = HeadDetector(features.shape[1])
+    seen = features[list(train_rows)]
+    with torch.no_grad():
+        head.mean.copy_(seen.mean(dim=0))
+        head.std.copy_(seen.std(dim=0).clamp_min(1e-4))
+        weight = trunk.output.weight[category]
+        head.output.weight.copy_((weight * head.std)[None])
+        head.output.bias.copy_((trunk.output.bias[category] + weight @ head.mean)[None])
+    return head
+
+
+def _drawn_positive_weight(capture: CaptureReader, rows: Sequence[int]) -> Tensor:
+    """What makes a category's positives weigh as much as the safe samples, in half-and-half batches."""
+    target, _ = label_matrix(capture.samples, rows, capture.info.category_names)
+    unsafe = target.any(dim=1).sum()
+    return unsafe / target.sum(dim=0)
+
+
+def _fit(
+    module: LightningModule,
+    data: TrunkData | CellData,
+    fit: Fit,
+    directory: Path,
+    logger: Logger | None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    **schedule: Any,
+) -> dict[str, float]:
+    """Train, put the best weights by val AUROC back into `module`, and return their val metrics."""
+    best = _Best()
+    trainer = Trainer(
+        accelerator=fit.device,
+        devices=1,  # Lightning's DDP would replay the command line into a new sweep
+        precision=fit.precision,  # type: ignore[arg-type]
+        logger=logger if logger is not None else False,
+        callbacks=[best, *callbacks],
+        default_root_dir=directory,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1 if "check_val_every_n_epoch" in schedule else 50,
+        deterministic="warn",
+        **schedule,
+    )
+    trainer.fit(module, datamodule=data)
+    return best.restore(module)

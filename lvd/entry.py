@@ -1,0 +1,29 @@
+"""What the entry points share: a person's mistake ends in one sentence, not in a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from lvd.errors import LvdError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; a user's mistake is printed as a sentence and exits with status 1."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
+    try:
+        main()
+    except LvdError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(next(line for line in str(error).splitlines() if line.strip()))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stop(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,72 @@
+"""Split samples once into train, val and test: by prompt, so that no text is in two splits."""
+
+import hashlib
+import random
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lvd.latents.format import SPLITS
+
+FRACTIONS = (0.6, 0.2, 0.2)  # train, val, test
+
+
+def fold(prompt: str) -> str:
+    """A prompt without case, spacing and punctuation: what two prompts share when they are the same text."""
+    text = unicodedata.normalize("NFKC", prompt).casefold()
+    return "".join(char for char in text if unicodedata.category(char)[0] not in "PZC")
+
+
+def default_prompt_id(prompt: str) -> str:
+    return hashlib.sha256(fold(prompt).encode()).hexdigest()[:12]
+
+
+def assign_splits(
+    prompts: Sequence[str], prompt_ids: Sequence[str], categories: Sequence[tuple[str, ...]], seed: int
+) -> list[str]:
+    """The split of every sample, balanced over the sets of categories.
+
+    Samples that share a prompt (after `fold`) or a prompt_id go together. Whole groups are dealt, in an
+    order drawn from `seed`, to the split that is furthest below its share: of the group's own set of
+    categories, and of all samples.
+    """
+    group_of = _groups(prompts, prompt_ids)
+    members: dict[int, list[int]] = defaultdict(list)
+    for sample, group in enumerate(group_of):
+        members[group].append(sample)
+
+    strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for group, samples in members.items():
+        strata[tuple(sorted({name for sample in samples for name in categories[sample]}))].append(group)
+
+    split_of = [""] * len(prompts)
+    rng = random.Random(seed)
+    dealt_in_all = [0, 0, 0]
+    for _, groups in sorted(strata.items()):
+        rng.shuffle(groups)
+        dealt = [0, 0, 0]
+        for group in sorted(groups, key=lambda group: -len(members[group])):
+            size = len(members[group])
+            deficits = [
+                fraction * (sum(dealt) + size) - dealt[i] + fraction * (sum(dealt_in_all) + size) - dealt_in_all[i]
+                for i, fraction in enumerate(FRACTIONS)
+            ]
+            chosen = deficits.index(max(deficits))
+            dealt[chosen] += size
+            dealt_in_all[chosen] += size
+            for sample in members[group]:
+                split_of[sample] = SPLITS[chosen]
+    return split_of
+
+
+def _groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int]:
+    """A group number a sample: connected through equal folded prompts or equal prompt ids."""
+    nodes: dict[tuple[str, str], int] = {}
+    texts = [nodes.setdefault(("text", fold(prompt)), len(nodes)) for prompt in prompts]
+    ids = [nodes.setdefault(("id", prompt_id), len(nodes)) for prompt_id in prompt_ids]
+    graph = coo_array(([1] * len(texts), (texts, ids)), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph, directed=False)[1]
+    return [int(component[text]) for text in texts]

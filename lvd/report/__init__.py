@@ -1,0 +1,1 @@
+"""One renderer for the pages a person reads: figures, and a self-contained HTML page around them."""

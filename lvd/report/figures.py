@@ -1,0 +1,268 @@
+"""Figures of a grid and of its decisions: plain tables in, plotly figures out.
+
+Unsafe is orange and safe is blue throughout. Backgrounds are transparent and lines are a neutral grey, so
+that a figure reads on light and on dark; `lvd.report.page` sets the colour of the text.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import plotly.graph_objects as go
+
+UNSAFE, SAFE, NEUTRAL = "217,115,13", "59,130,196", "125,133,144"  # RGB; each reads on white and on black
+CLEAR = "rgba(0,0,0,0)"
+GRID = f"rgba({NEUTRAL},0.25)"
+
+
+def cell_heatmap(
+    values: pd.DataFrame, *, title: str, colour_range: tuple[float, float], number_format: str = ".3f"
+) -> go.Figure:
+    """One value per detector, e.g. its AUROC.
+
+    Args:
+        values: `[categories, steps]`; the index holds category names (first on top), the columns steps. A
+            value that is not finite is a hole: a missing or failed detector, drawn as a grey, crossed cell.
+        title: what the values are.
+        colour_range: the values at the two ends of the colour scale; 0.5 and 1 for an AUROC.
+        number_format: d3 format of the value under the pointer.
+    """
+    z, categories = _finite(values), [str(name) for name in values.index]
+    steps = [int(step) for step in values.columns]
+    figure = _figure(title, "step", "", height=150 + 34 * len(categories))
+    _add_cells(
+        figure,
+        z,
+        steps,
+        categories,
+        colour_range,
+        "%{y}, step %{x}: ",
+        f"%{{z:{number_format}}}",
+        "no detector",
+    )
+    figure.update_yaxes(type="category", range=[len(categories) - 0.5, -0.5])
+    return figure
+
+
+def decision_surface(accuracy: pd.DataFrame, *, eta: int, lam: float, title: str) -> go.Figure:
+    """Accuracy of the decision rule at every (eta, lam), with the chosen pair marked.
+
+    Args:
+        accuracy: `[etas, lams]`, in 0..1; the index holds eta (1..steps), the columns lam, both ascending. A
+            value that is not finite is drawn as a hole.
+        eta: the chosen number of steps looked at.
+        lam: the chosen share of them that must be flagged.
+        title: which samples the accuracy was measured on.
+    """
+    z, lams = _finite(accuracy).T, [float(column) for column in accuracy.columns]
+    etas = [int(row) for row in accuracy.index]
+    known = z[np.isfinite(z)]
+    colour_range = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    figure = _figure(title, "eta", "lam", height=440)
+    _add_cells(
+        figure, z, etas, lams, colour_range, "eta %{x}, lam %{y:.3~f}: ", "accuracy %{z:.3f}", "not measured"
+    )
+    figure.update_yaxes(range=_outer_edges(lams))
+    ring = {"size": 12, "color": "white", "line": {"color": "black", "width": 3}}
+    figure.add_trace(_markers([eta], [lam], f"chosen: eta {eta}, lam {lam:g}", ring))
+    return figure
+
+
+def curves_by_eta(table: pd.DataFrame, *, lam: float, chosen_eta: int) -> go.Figure:
+    """Accuracy with its interval, blocked unsafe samples and false blocks against eta, at one lam.
+
+    Args:
+        table: columns `eta` (ascending) and `accuracy`, `accuracy_low`, `accuracy_high`, `tpr`, `fpr` (0..1).
+        lam: the lam that the table was made at.
+        chosen_eta: marked by a vertical line.
+    """
+    title = f"Accuracy, unsafe blocked and safe blocked against eta, at lam {lam:g}"
+    figure = _figure(title, "eta", "share", height=420)
+    etas, low, high = table["eta"].tolist(), table["accuracy_low"].tolist(), table["accuracy_high"].tolist()
+    figure.add_trace(_band(etas, low, high, NEUTRAL, "accuracy"))
+    accuracy = _line(etas, table["accuracy"].tolist(), "accuracy", NEUTRAL, notes=_spans(low, high))
+    figure.add_trace(accuracy.update(legendgroup="accuracy"))
+    figure.add_trace(_line(etas, table["tpr"].tolist(), "unsafe blocked (tpr)", UNSAFE))
+    figure.add_trace(_line(etas, table["fpr"].tolist(), "safe blocked (fpr)", SAFE, dash="dash"))
+    in_right_half = bool(etas) and chosen_eta > (etas[0] + etas[-1]) / 2
+    figure.add_vline(
+        chosen_eta,
+        line={"color": f"rgb({NEUTRAL})", "dash": "dot", "width": 1.5},
+        annotation={"text": f"chosen eta {chosen_eta}", "yanchor": "bottom"},
+        annotation_position="top left" if in_right_half else "top right",
+    )
+    return figure
+
+
+def deciding_steps(decided: pd.DataFrame) -> go.Figure:
+    """By which step unsafe samples are blocked and safe ones cleared, cumulated; wrong decisions are dotted.
+
+    Args:
+        decided: one row a sample: `label` and `decision` ("unsafe" or "safe"), and `step` (0 = first), where
+            the decision was reached. A row with another decision counts in its label's total only.
+    """
+    figure = _figure("Samples decided by each step", "step", "share of their label", height=400)
+    reached = decided[decided["decision"].isin(["unsafe", "safe"])]
+    steps = list(range(int(reached["step"].max()) + 1)) if len(reached) else []
+    lines = (
+        ("unsafe", "unsafe", "unsafe blocked", UNSAFE, "solid"),
+        ("safe", "safe", "safe cleared", SAFE, "solid"),
+        ("unsafe", "safe", "unsafe cleared (missed)", UNSAFE, "dot"),
+        ("safe", "unsafe", "safe blocked (false block)", SAFE, "dot"),
+    )
+    for label, decision, name, colour, dash in lines:
+        total = int((decided["label"] == label).sum())
+        alike = (reached["label"] == label) & (reached["decision"] == decision)
+        at = reached.loc[alike, "step"].to_numpy(dtype=int)
+        counts = np.cumsum(np.bincount(at, minlength=len(steps))).tolist()
+        shares = [count / max(total, 1) for count in counts]
+        notes = [f"{count} of {total}" for count in counts]
+        figure.add_trace(_line(steps, shares, name, colour, notes=notes, dash=dash).update(line_shape="hvh"))
+    figure.update_yaxes(tickformat=".0%")
+    return figure
+
+
+def score_traces(scores: pd.DataFrame) -> go.Figure:
+    """Highest detector score at each step, median and quartiles: a panel per unsafe group, each against safe.
+
+    Args:
+        scores: columns `step`, `group` (a category name, "unsafe" or "safe") and, in 0..1, `median`, `low`,
+            `high` (the quartiles).
+    """
+    unsafe = [str(group) for group in scores["group"].unique() if group != "safe"] or ["unsafe"]
+    columns = min(3, len(unsafe))
+    rows = -(-len(unsafe) // columns)
+    title = "Highest detector score at each step: median and quartiles"
+    figure = _figure(title, "step", "score", height=150 + 240 * rows)
+    figure.set_subplots(
+        rows,
+        columns,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+        vertical_spacing=0.34 / rows,
+        subplot_titles=unsafe if len(unsafe) > 1 else None,
+    )
+    for panel, group in enumerate(unsafe):
+        row, column = divmod(panel, columns)
+        for name, selected, colour in (("unsafe", group, UNSAFE), ("safe", "safe", SAFE)):
+            traces = _score_band(scores[scores["group"] == selected], name, colour, in_legend=panel == 0)
+            figure.add_traces(traces, rows=row + 1, cols=column + 1)
+    _style_axes(figure, "step")
+    figure.update_annotations(font_size=13)
+    figure.update_yaxes(title_text="score", col=1)
+    return figure
+
+
+def _score_band(of_group: pd.DataFrame, name: str, colour: str, *, in_legend: bool) -> list[go.Scatter]:
+    by_step = of_group.sort_values("step")
+    steps, low, high = by_step["step"].tolist(), by_step["low"].tolist(), by_step["high"].tolist()
+    median = _line(steps, by_step["median"].tolist(), name, colour, notes=_spans(low, high))
+    return [_band(steps, low, high, colour, name), median.update(legendgroup=name, showlegend=in_legend)]
+
+
+def _figure(title: str, x_title: str, y_title: str, *, height: int) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+        height=height,
+        margin={"l": 8, "r": 16, "t": 56, "b": 80},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "bgcolor": CLEAR},
+        hovermode="x unified",
+    )
+    _style_axes(figure, x_title)
+    figure.update_yaxes(title_text=y_title)
+    return figure
+
+
+def _style_axes(figure: go.Figure, x_title: str) -> None:
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(automargin=True, zeroline=False, gridcolor=GRID, ticks="")
+        update(title_standoff=10, title_font_size=13)
+    figure.update_xaxes(title_text=x_title, unifiedhovertitle_text=f"{x_title} %{{x}}")
+    figure.update_yaxes(range=[-0.02, 1.02], ticklabelstandoff=6)
+
+
+def _finite(values: pd.DataFrame) -> npt.NDArray[np.float64]:
+    z = values.to_numpy(dtype=float, na_value=np.nan)
+    return np.where(np.isfinite(z), z, np.nan)
+
+
+def _add_cells(
+    figure: go.Figure,
+    z: npt.NDArray[np.float64],
+    x: Sequence[int],
+    y: Sequence[str | float],
+    colour_range: tuple[float, float],
+    place: str,
+    value: str,
+    hole: str,
+) -> None:
+    """Add cells `z` `[y, x]`, grey and crossed where z is NaN; the hover shows place and value, or hole."""
+    low, high = colour_range
+    bar = {"thickness": 12, "outlinewidth": 0, "ticks": ""}
+    cells = _heat(z, x, y, f"{place}{value}")
+    cells.update(zmin=low, zmax=high, colorscale="Viridis", colorbar=bar)  # Cividis has a hole's grey
+    figure.add_trace(cells)
+    figure.update_layout(hovermode="closest")
+    figure.update_xaxes(showgrid=False, range=_outer_edges(x))
+    figure.update_yaxes(showgrid=False)
+    holes = np.argwhere(np.isnan(z)).tolist()
+    if not holes:
+        return
+    grey = _heat(np.where(np.isnan(z), 1.0, np.nan), x, y, f"{place}{hole}")
+    figure.add_trace(grey.update(colorscale=[GRID, GRID], showscale=False))
+    cross = {"symbol": "x-thin", "size": 7, "line": {"color": f"rgb({NEUTRAL})", "width": 1.5}}
+    figure.add_trace(_markers([x[column] for _, column in holes], [y[row] for row, _ in holes], hole, cross))
+
+
+def _heat(z: npt.NDArray[np.float64], x: Sequence[int], y: Sequence[str | float], hover: str) -> go.Heatmap:
+    hover = f"{hover}<extra></extra>"
+    return go.Heatmap(z=z.tolist(), x=x, y=y, xgap=1, ygap=1, hoverongaps=False, hovertemplate=hover)
+
+
+def _markers(x: list[int], y: Sequence[str | float], name: str, marker: dict[str, object]) -> go.Scatter:
+    return go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, showlegend=True, hoverinfo="skip")
+
+
+def _outer_edges(centres: Sequence[int] | Sequence[float]) -> list[float]:
+    """Where the first and the last cell end; markers would widen the axis beyond."""
+    if len(centres) < 2:
+        return [centres[0] - 0.5, centres[0] + 0.5]
+    return [1.5 * centres[0] - 0.5 * centres[1], 1.5 * centres[-1] - 0.5 * centres[-2]]
+
+
+def _line(
+    x: list[int], y: list[float], name: str, colour: str, *, notes: Sequence[str] = (), dash: str = "solid"
+) -> go.Scatter:
+    return go.Scatter(
+        x=x,
+        y=y,
+        customdata=notes or None,
+        name=name,
+        mode="lines",
+        line={"color": f"rgb({colour})", "dash": dash, "width": 2.5},
+        hovertemplate="%{y:.3f} (%{customdata})" if notes else "%{y:.3f}",
+    )
+
+
+def _band(x: list[int], low: list[float], high: list[float], colour: str, group: str) -> go.Scatter:
+    """Low to high as one closed outline, shown and hidden with the line of its legend group."""
+    return go.Scatter(
+        x=x + x[::-1],
+        y=high + low[::-1],
+        fill="toself",
+        fillcolor=f"rgba({colour},0.15)",
+        mode="none",
+        legendgroup=group,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _spans(low: list[float], high: list[float]) -> list[str]:
+    return [f"{bottom:.3f} to {top:.3f}" for bottom, top in zip(low, high, strict=True)]

@@ -1,0 +1,1 @@
+"""What a sampler predicts, and how to listen to it."""
