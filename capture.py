@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from lvd.config import capture_config
+from lvd.config import CaptureConfig, typed
 from lvd.entry import run
 
 
@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> None:
     from lvd.capture.recorder import record
     from lvd.report.tables import print_labels
 
-    config = capture_config(cfg)
+    config = typed(cfg, CaptureConfig)
     directory = Path(config.captures) / config.name
     if config.prompts is not None:
         source = config.pipeline.source()

@@ -18,7 +18,7 @@ def run(main: Callable[[], None]) -> None:
     except LvdError as error:
         _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(next(line for line in str(error).splitlines() if line.strip()))
+        _stop(" ".join(line.strip() for line in str(error).splitlines()[:2]))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

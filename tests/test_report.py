@@ -123,7 +123,9 @@ def test_long_pages_have_a_nav_to_every_section(tmp_path: Path) -> None:
 
 
 def test_blurred_pixels_and_their_metadata_are_not_in_the_file(tmp_path: Path) -> None:
-    page = render(tmp_path, [Section("One", "", [example("secret", side=512)])])
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 1), dtype=np.uint8)
+    frame = ("step 0", png(np.kron(blocks, np.ones((32, 32, 3), dtype=np.uint8)), note="secret"), False)
+    page = render(tmp_path, [Section("One", "", [ExampleRow("a", "b", "unsafe", [frame])])])
     data = base64.b64decode(str(page.named("img")[0]["src"]).partition(",")[2])
     assert b"secret" not in data
     soft = np.asarray(Image.open(io.BytesIO(data)), dtype=float)

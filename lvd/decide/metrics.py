@@ -9,15 +9,17 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from lvd.decide.rules import Bools, Decisions, Floats, decide
+from lvd.decide.rules import Bools, Flags, Floats, decide
 
 Curve = npt.NDArray[np.float64]
+Share = tuple[float | None, tuple[float, float] | None]  # and its interval; None where nothing counts
 
 
 @dataclass(frozen=True)
 class Summary:
     """The measured defence at one (eta, lam), over test samples. Rates are None where nothing counts.
 
+    `n_unchecked` samples could not be decided, for want of detectors; no rate counts them.
     `tpr` is the share of unsafe samples that are caught, `fpr` the share of safe ones that are blocked.
     `auroc` ranks samples by their number of flagged steps among the first eta, the rule's own statistic.
     `steps_mean_unsafe` is the mean number of steps run (from 1) until a caught unsafe sample is stopped.
@@ -25,10 +27,11 @@ class Summary:
     """
 
     n_test: int
+    n_unchecked: int
     eta: int
     lam: float
-    accuracy: float
-    accuracy_ci: tuple[float, float]
+    accuracy: float | None
+    accuracy_ci: tuple[float, float] | None
     tpr: float | None
     tpr_ci: tuple[float, float] | None
     fpr: float | None
@@ -64,50 +67,61 @@ def cell_metrics(label: Bools, score: Floats, threshold: float) -> dict[str, flo
     return {"auroc": auroc(label, score), "accuracy": float(balanced)}
 
 
-def summarise(flags_NS: Bools, categories_NK: Bools, names: tuple[str, ...], eta: int, lam: float) -> Summary:
+def summarise(flags: Flags, categories_NK: Bools, names: tuple[str, ...], eta: int, lam: float) -> Summary:
     """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe."""
     label = categories_NK.any(axis=1)
-    decisions = decide(flags_NS, eta, lam)
-    steps = flags_NS.shape[1]
-    right = decisions.unsafe == label
-    caught = decisions.unsafe & label
-    steps_run = np.where(decisions.unsafe, decisions.step + 1, steps)
-    tpr, tpr_ci = _share(decisions.unsafe[label])
-    fpr, fpr_ci = _share(decisions.unsafe[~label])
-    area = auroc(label, flags_NS[:, :eta].sum(axis=1))
+    decisions = decide(flags, eta, lam)
+    checked, blocked = decisions.checked, decisions.unsafe
+    steps_run = np.where(blocked, decisions.step + 1, flags.steps)
+    measured = rates(flags, label, eta, lam)
+    (accuracy, accuracy_ci), (tpr, tpr_ci), (fpr, fpr_ci) = (measured[k] for k in ("accuracy", "tpr", "fpr"))
+    area = auroc(label[checked], flags.flagged[checked, :eta].sum(axis=1))
     per_category = {}
     for column, name in enumerate(names):
-        members = categories_NK[:, column]
-        share, interval = _share(decisions.unsafe[members])
+        members = categories_NK[:, column] & checked
+        share, interval = _share(blocked[members])
         per_category[name] = {"n": int(members.sum()), "tpr": share, "tpr_ci": interval}
     return Summary(
         n_test=len(label),
+        n_unchecked=int((~checked).sum()),
         eta=eta,
         lam=lam,
-        accuracy=float(right.mean()),
-        accuracy_ci=wilson(int(right.sum()), len(right)),
+        accuracy=accuracy,
+        accuracy_ci=accuracy_ci,
         tpr=tpr,
         tpr_ci=tpr_ci,
         fpr=fpr,
         fpr_ci=fpr_ci,
         auroc=None if math.isnan(area) else area,
-        steps_mean_unsafe=float(steps_run[caught].mean()) if caught.any() else None,
-        compute_saved=float(1 - steps_run.sum() / (steps * len(steps_run))),
+        steps_mean_unsafe=float(steps_run[blocked & label].mean()) if (blocked & label).any() else None,
+        compute_saved=float(1 - steps_run.sum() / (flags.steps * len(steps_run))),
         per_category=per_category,
     )
 
 
-def accuracy_surface(flags_NS: Bools, label: Bools, lams: list[float]) -> Curve:
-    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam."""
-    steps = flags_NS.shape[1]
-    surface = np.empty((steps, len(lams)))
-    for eta in range(1, steps + 1):
+def accuracy_surface(flags: Flags, label: Bools, lams: list[float]) -> Curve:
+    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam; NaN: nothing decided."""
+    surface = np.full((flags.steps, len(lams)), np.nan)
+    for row in range(flags.steps):
         for column, lam in enumerate(lams):
-            surface[eta - 1, column] = (decide(flags_NS, eta, lam).unsafe == label).mean()
+            decisions = decide(flags, row + 1, lam)
+            if decisions.checked.any():
+                surface[row, column] = (decisions.unsafe == label)[decisions.checked].mean()
     return surface
 
 
-def _share(hits: Bools) -> tuple[float | None, tuple[float, float] | None]:
+def rates(flags: Flags, label: Bools, eta: int, lam: float) -> dict[str, Share]:
+    """accuracy, tpr and fpr of the rule over the samples it decides, each with its interval."""
+    decisions = decide(flags, eta, lam)
+    checked, blocked = decisions.checked, decisions.unsafe
+    return {
+        "accuracy": _share((blocked == label)[checked]),
+        "tpr": _share(blocked[label & checked]),
+        "fpr": _share(blocked[~label & checked]),
+    }
+
+
+def _share(hits: Bools) -> Share:
     if len(hits) == 0:
         return None, None
     return float(hits.mean()), wilson(int(hits.sum()), len(hits))

@@ -21,11 +21,28 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Flags:
+    """Which steps of N samples are flagged. A step with a missing score may be neither: it is not known."""
+
+    flagged: Bools  # [N, S] some category's score is at or above its threshold
+    known: Bools  # [N, S] flagged, or every score is there and below
+
+    @property
+    def steps(self) -> int:
+        return int(self.flagged.shape[1])
+
+
+@dataclass(frozen=True)
 class Decisions:
-    """What the rule says of N samples."""
+    """What the rule says of N samples; a sample that is neither unsafe nor safe is unchecked."""
 
     unsafe: Bools  # [N]
+    safe: Bools  # [N]
     step: Ints  # [N] the step (from 0) at which the decision was fixed
+
+    @property
+    def checked(self) -> Bools:
+        return self.unsafe | self.safe
 
 
 def flags_needed(eta: int, lam: float) -> int:
@@ -39,23 +56,32 @@ def flags_needed(eta: int, lam: float) -> int:
     return math.ceil(Fraction(str(lam)) * eta)
 
 
-def flag_steps(scores_NSK: Floats, threshold: float | Floats) -> Bools:
-    """Steps `[N, S]` at which any category's score is >= its threshold; a missing score (NaN) flags nothing."""
+def flag_steps(scores_NSK: Floats, threshold: float | Floats) -> Flags:
+    """Compare scores with their thresholds; NaN is a missing score, which neither flags nor clears a step."""
     flagged: Bools = np.greater_equal(scores_NSK, threshold).any(axis=-1)
-    return flagged
+    return Flags(flagged, known=flagged | ~np.isnan(scores_NSK).any(axis=-1))
 
 
-def decide(flags_NS: Bools, eta: int, lam: float) -> Decisions:
-    """Apply the rule to the first `eta` columns.
+def decide(flags: Flags, eta: int, lam: float) -> Decisions:
+    """Apply the rule to the first `eta` steps.
+
+    Unsafe once the needed flags are there, safe once even the unknown steps could not bring them, unchecked
+    when what is unknown would tip the decision.
 
     Raises:
         LvdError: eta or lam is out of range, or there are fewer than eta steps.
     """
     needed = flags_needed(eta, lam)
-    if eta > flags_NS.shape[1]:
-        raise LvdError(f"eta={eta} is more than the {flags_NS.shape[1]} steps there are")
-    counts = np.cumsum(flags_NS[:, :eta], axis=1)
+    if eta > flags.steps:
+        raise LvdError(f"eta={eta} is more than the {flags.steps} steps there are")
+    certain = np.cumsum(flags.flagged[:, :eta], axis=1)
+    possible = np.cumsum(flags.flagged[:, :eta] | ~flags.known[:, :eta], axis=1)
     left = eta - 1 - np.arange(eta)
-    unsafe = counts[:, -1] >= needed
-    fixed = (counts >= needed) | (counts + left < needed)
-    return Decisions(unsafe=unsafe, step=fixed.argmax(axis=1).astype(np.int64))
+    reached = certain >= needed
+    out_of_reach = possible + left < needed
+    fixed = reached | out_of_reach
+    return Decisions(
+        unsafe=reached[:, -1],
+        safe=out_of_reach[:, -1],
+        step=np.where(fixed.any(axis=1), fixed.argmax(axis=1), eta - 1).astype(np.int64),
+    )

@@ -156,7 +156,9 @@ def train_vae(vae: AutoencoderKL, videos: Tensor, steps: int, device: torch.devi
 def encode(vae: AutoencoderKL, videos: Tensor, device: torch.device) -> Tensor:
     """Unscaled latents `[N, 4, FRAMES, 8, 8]` float32 of uint8 videos."""
     latents = [
-        vae.encode(_to_float(chunk.flatten(0, 1)).to(device)).latent_dist.mean.unflatten(0, (-1, FRAMES)).cpu()
+        vae.encode(_to_float(chunk.flatten(0, 1)).to(device))
+        .latent_dist.mean.unflatten(0, (-1, FRAMES))
+        .cpu()
         for chunk in videos.split(64)
     ]
     return torch.cat(latents).transpose(1, 2).contiguous()
@@ -240,7 +242,9 @@ def _logged(steps: range, what: str) -> Iterator[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=GENERATOR)
     parser.add_argument("--videos", type=int, default=12_000, help="training videos (default: %(default)s)")
     parser.add_argument("--vae-steps", type=int, default=1_200)

@@ -22,6 +22,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, normalize
 
+from lvd.capture.decode import decode_frames
 from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_glyphs, render
 from lvd.demo.recipe import GENERATOR
 from lvd.errors import LvdError
@@ -155,10 +156,9 @@ def sheet_scenes() -> list[Scene]:
 @torch.no_grad()
 def decode(pipeline: Any, x0_BCFHW: Tensor) -> Tensor:
     """Frames `[B, F, 3, SIZE, SIZE]` in [-1, 1], on the CPU, of scaled latents `[B, C, F, H, W]`."""
-    vae = pipeline.vae
-    latents = x0_BCFHW.transpose(1, 2) / vae.config.scaling_factor
-    frames: Tensor = vae.decode(latents.flatten(0, 1).to(vae.dtype)).sample.float().clamp(-1, 1).cpu()
-    return frames.reshape(*latents.shape[:2], *frames.shape[1:])
+    latents_BFCHW = x0_BCFHW.transpose(1, 2)
+    frames = decode_frames(pipeline.vae, latents_BFCHW.flatten(0, 1)) * 2 - 1
+    return frames.unflatten(0, latents_BFCHW.shape[:2])
 
 
 def contact_sheet(

@@ -17,8 +17,6 @@ from lvd.latents.reader import CaptureReader
 _BATCH = 128
 
 
-
-
 def step_features(capture: CaptureReader, trunk_dir: Path, step: int) -> Tensor:
     """The trunk's features `[samples, D]` float32 of every sample at one step.
 

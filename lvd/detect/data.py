@@ -4,7 +4,8 @@ Train rows fit weights and normalisation, val rows select; test rows are never r
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -39,7 +40,9 @@ def cell_rows(
         what = f"samples of category {category}" if not positives else "safe samples"
         raise LvdError(f"the {split} split has no {what}: capture or label more")
     if negatives == "balanced":
-        safe = sorted(random.Random(f"{seed} {category} {split}").sample(safe, min(len(safe), len(positives))))
+        safe = sorted(
+            random.Random(f"{seed} {category} {split}").sample(safe, min(len(safe), len(positives)))
+        )
     return positives + safe, [1] * len(positives) + [0] * len(safe)
 
 
@@ -128,8 +131,9 @@ class _CellRows(Dataset[Batch]):
 class TrunkData(LightningDataModule):
     """Batches `(x0 [B, C, F, H, W] float16, step [B], target [B, K], weight [B, K])` over all steps.
 
-    A train batch holds random (sample, step) pairs of the train split, half of them safe and half
-    unsafe; the val batches hold every val sample at `val_steps`.
+    All `batches` are drawn beforehand and dealt to `epochs`. A train batch holds random (sample, step)
+    pairs of the train split, half of them safe and half unsafe; the val batches hold every val sample at
+    `val_steps`.
     """
 
     def __init__(
@@ -137,6 +141,7 @@ class TrunkData(LightningDataModule):
         capture: CaptureReader,
         *,
         batches: int,
+        epochs: int,
         batch_size: int,
         val_steps: Sequence[int],
         workers: int,
@@ -144,7 +149,10 @@ class TrunkData(LightningDataModule):
     ) -> None:
         super().__init__()
         self._pairs = _Pairs(capture)
-        rows = {split: [r for r, s in enumerate(capture.samples) if s.split == split] for split in ("train", "val")}
+        rows = {
+            split: [r for r, s in enumerate(capture.samples) if s.split == split]
+            for split in ("train", "val")
+        }
         unsafe = [row for row in rows["train"] if capture.samples[row].categories]
         safe = [row for row in rows["train"] if not capture.samples[row].categories]
         rng = np.random.default_rng(seed)
@@ -154,18 +162,19 @@ class TrunkData(LightningDataModule):
             for step in val_steps
             for start in range(0, len(rows["val"]), 256)
         ]
+        self._epochs = epochs
         self._workers = workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self._batches)
+        return self._loader(_Batches(self._batches, self._epochs))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self._val_batches)
+        return self._loader(_Batches(self._val_batches, 1))
 
-    def _loader(self, batches: list[list[tuple[int, int]]]) -> DataLoader[Batch]:
+    def _loader(self, batches: "_Batches") -> DataLoader[Batch]:
         return DataLoader(
             self._pairs,
-            batch_sampler=_Batches(batches),
+            batch_sampler=batches,
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
@@ -187,14 +196,17 @@ class _Pairs(Dataset[Batch]):
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
-    def __init__(self, batches: list[list[tuple[int, int]]]) -> None:
-        self._all = batches
+    """Deals batches to epochs: each iteration gives the next share, and after the last the first again."""
+
+    def __init__(self, batches: list[list[tuple[int, int]]], epochs: int) -> None:
+        self._share = len(batches) // epochs
+        self._epochs = cycle(batches[i * self._share : (i + 1) * self._share] for i in range(epochs))
 
     def __len__(self) -> int:
-        return len(self._all)
+        return self._share
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(self._all)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(next(self._epochs))
 
 
 def _draw_pairs(

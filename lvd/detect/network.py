@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel
@@ -202,7 +202,9 @@ def load_trunk(directory: Path) -> Trunk:
     return trunk
 
 
-def save_detector(directory: Path, detector: Detector, cell: dict[str, Any], trunk_sha256: str | None) -> None:
+def save_detector(
+    directory: Path, detector: Detector, cell: dict[str, Any], trunk_sha256: str | None
+) -> None:
     """Write config.json and model.safetensors; a head carries the digest of its trunk, never a copy."""
     if isinstance(detector, HeadDetector):
         kind = {"kind": "head", "width": detector.output.in_features, "trunk_sha256": trunk_sha256}

@@ -1,9 +1,9 @@
 """Train a trunk or one detector: data, module and Lightning trainer put together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress
 
-VAL_STEPS_OF_TRUNK = 8  # spread over all steps: enough to select a checkpoint by
+Init = Literal["auto", "trunk", "scratch"]
+_VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,45 @@ class EncoderSize:
 class Fit:
     """How long and how fast to learn."""
 
+    epochs: int
+    batch_size: int
     learning_rate: float
     weight_decay: float
-    batch_size: int
     shift: int  # augmentation: latent pixels in H and W
-    workers: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to learn, in Lightning's words."""
+
+    accelerator: str
     precision: str
-    device: str
+    workers: int
+
+
+@dataclass(frozen=True)
+class TrunkRecipe:
+    """How a trunk is made. An epoch is `batches` random batches of (sample, step) pairs."""
+
+    size: EncoderSize
+    fit: Fit
+    batches: int
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """How every detector of a grid is made: `head` and `network` say how each kind is fitted.
+
+    `init` trunk starts from the run's trunk, scratch from random weights, auto from the trunk when there
+    is one. `tuning` head fits a logistic head on the trunk's features, full tunes a copy of the trunk.
+    """
+
+    size: EncoderSize  # from scratch
+    init: Init
+    tuning: Literal["head", "full"]
+    negatives: Negatives
+    head: Fit
+    network: Fit
 
 
 @dataclass(frozen=True)
@@ -88,10 +121,9 @@ class Outcome:
 def train_trunk(
     capture: CaptureReader,
     directory: Path,
-    size: EncoderSize,
-    fit: Fit,
+    recipe: TrunkRecipe,
+    machine: Machine,
     *,
-    batches: int,
     seed: int,
     logger: Logger | None,
 ) -> Outcome:
@@ -108,44 +140,35 @@ def train_trunk(
     train_rows = [row for row, sample in enumerate(capture.samples) if sample.split == "train"]
     steps = capture.info.steps
 
-    trunk = Trunk(size.fitted(capture.info.latent_shape), steps, len(names))
+    trunk = Trunk(recipe.size.fitted(capture.info.latent_shape), steps, len(names))
     statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
     trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
     trunk.std.copy_(torch.stack([std for _, std in statistics]))
 
-    val_steps = np.unique(np.linspace(0, steps - 1, VAL_STEPS_OF_TRUNK).round().astype(int)).tolist()
     data = TrunkData(
         capture,
-        batches=batches,
-        batch_size=fit.batch_size,
-        val_steps=val_steps,
-        workers=fit.workers,
+        batches=recipe.batches * recipe.fit.epochs,
+        epochs=recipe.fit.epochs,
+        batch_size=recipe.fit.batch_size,
+        val_steps=np.unique(np.linspace(0, steps - 1, _VAL_STEPS).round().astype(int)).tolist(),
+        workers=machine.workers,
         seed=seed,
     )
     module = TrunkModule(
         trunk,
         names,
         positive_weight=_drawn_positive_weight(capture, train_rows),
-        learning_rate=fit.learning_rate,
-        weight_decay=fit.weight_decay,
-        shift=fit.shift,
+        learning_rate=recipe.fit.learning_rate,
+        weight_decay=recipe.fit.weight_decay,
+        shift=recipe.fit.shift,
         seed=seed,
     )
-    with progress("training the trunk", batches, "batches") as advance:
-        best = _fit(
-            module,
-            data,
-            fit,
-            directory,
-            logger,
-            max_epochs=1,
-            val_check_interval=max(1, batches // 5),
-            callbacks=[_Report(advance)],
-        )
+    with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
+        best = _fit(module, data, recipe.fit.epochs, machine, logger, [_Report(advance)])
     save_trunk(directory, trunk, names)
     return Outcome(
         metrics=best,
-        sizes={"train": len(train_rows), "parameters": sum(p.numel() for p in trunk.parameters())},
+        sizes={"train": len(train_rows), "parameters": _count(trunk)},
         started_from="scratch",
     )
 
@@ -156,51 +179,41 @@ def train_detector(
     directory: Path,
     category: str,
     step: int,
-    size: EncoderSize,
-    fit: Fit,
+    recipe: DetectorRecipe,
+    machine: Machine,
     *,
-    init: str,
-    tuning: str,
-    negatives: Negatives,
-    epochs: int,
     seed: int,
     logger: Logger | None,
 ) -> Outcome:
     """Train one cell on the train split, keep the best epoch by val AUROC, save it to `directory`.
 
-    `init` trunk starts from the run's trunk: with `tuning` head, a logistic head on its features; with
-    full, a copy of it that is tuned. `init` scratch trains a whole network of `size`; auto takes the
-    trunk when it is there.
-
     Raises:
         LvdError: the category has no positives in train or val, or there is no trunk to start from.
     """
-    trunk_dir = run / "trunk"
-    digest = None if init == "scratch" else trunk_digest(trunk_dir)
-    if init == "trunk" and digest is None:
-        raise LvdError(f"{run} has no trunk: run train.py task=trunk name={run.name} first")
+    digest = starting_trunk(run, recipe.init)
     seed_everything(seed, verbose=False)
-    train = cell_rows(capture.samples, category, "train", negatives, seed)
-    val = cell_rows(capture.samples, category, "val", negatives, seed)
+    train = cell_rows(capture.samples, category, "train", recipe.negatives, seed)
+    val = cell_rows(capture.samples, category, "val", recipe.negatives, seed)
     latents = capture.step(step)
 
     detector: Detector
-    if digest is not None and tuning == "head":
-        features = step_features(capture, trunk_dir, step)
-        detector = _head(features, load_trunk(trunk_dir), capture.info.category_index(category), train[0])
-        read = features.__getitem__
+    read: Callable[[Sequence[int]], Tensor] = _Latents(latents)
+    fit = recipe.network
+    if digest is None:
+        detector = NetworkDetector(recipe.size.fitted(capture.info.latent_shape))
+        mean, std = channel_statistics(latents, train[0])
+        detector.mean.copy_(mean)
+        detector.std.copy_(std)
     else:
-        if digest is not None:
-            index = capture.info.category_index(category)
-            detector = NetworkDetector.from_trunk(load_trunk(trunk_dir), index, step)
+        trunk = load_trunk(run / "trunk")
+        output = capture.info.category_index(category)
+        if recipe.tuning == "full":
+            detector = NetworkDetector.from_trunk(trunk, output, step)
         else:
-            detector = NetworkDetector(size.fitted(capture.info.latent_shape))
-            mean, std = channel_statistics(latents, train[0])
-            detector.mean.copy_(mean)
-            detector.std.copy_(std)
-        read = _Latents(latents)
+            features = step_features(capture, run / "trunk", step)
+            detector = _head(features, trunk, output, train[0])
+            read, fit = features.__getitem__, recipe.head
 
-    data = CellData(read, train, val, batch_size=fit.batch_size, workers=fit.workers, seed=seed)
     positives = sum(train[1])
     module = DetectorModule(
         detector,
@@ -210,7 +223,8 @@ def train_detector(
         shift=fit.shift,
         seed=seed,
     )
-    best = _fit(module, data, fit, directory, logger, max_epochs=epochs, check_val_every_n_epoch=1)
+    data = CellData(read, train, val, batch_size=fit.batch_size, workers=machine.workers, seed=seed)
+    best = _fit(module, data, fit.epochs, machine, logger)
     save_detector(directory / "detector", detector, {"category": category, "step": step}, digest)
     return Outcome(
         metrics=best,
@@ -219,10 +233,22 @@ def train_detector(
             "train_unsafe": positives,
             "val": len(val[0]),
             "val_unsafe": sum(val[1]),
-            "parameters": sum(p.numel() for p in detector.parameters()),
+            "parameters": _count(detector),
         },
         started_from="scratch" if digest is None else "trunk",
     )
+
+
+def starting_trunk(run: Path, init: Init) -> str | None:
+    """The digest of the trunk that a run's detectors start from, or None: from scratch.
+
+    Raises:
+        LvdError: `init` asks for a trunk and there is none.
+    """
+    digest = None if init == "scratch" else trunk_digest(run / "trunk")
+    if init == "trunk" and digest is None:
+        raise LvdError(f"{run} has no trunk: run train.py task=trunk name={run.name} first")
+    return digest
 
 
 class _Latents:
@@ -289,29 +315,29 @@ def _drawn_positive_weight(capture: CaptureReader, rows: Sequence[int]) -> Tenso
 def _fit(
     module: LightningModule,
     data: TrunkData | CellData,
-    fit: Fit,
-    directory: Path,
+    epochs: int,
+    machine: Machine,
     logger: Logger | None,
-    *,
     callbacks: Sequence[Callback] = (),
-    **schedule: Any,
 ) -> dict[str, float]:
     """Train, put the best weights by val AUROC back into `module`, and return their val metrics."""
     best = _Best()
     trainer = Trainer(
-        accelerator=fit.device,
+        accelerator=machine.accelerator,
         devices=1,  # Lightning's DDP would replay the command line into a new sweep
-        precision=fit.precision,  # type: ignore[arg-type]
+        precision=machine.precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
         logger=logger if logger is not None else False,
         callbacks=[best, *callbacks],
-        default_root_dir=directory,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        log_every_n_steps=1 if "check_val_every_n_epoch" in schedule else 50,
-        deterministic="warn",
-        **schedule,
+        log_every_n_steps=50,
     )
     trainer.fit(module, datamodule=data)
     return best.restore(module)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

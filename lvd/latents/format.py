@@ -1,7 +1,7 @@
 """The files of a capture directory; the written spec is docs/format.md.
 
-    capture.json   how the latents were made        samples.csv    one row a sample, in row order
-    step_07/shard_0000.h5   x0 [N, C, F, H, W]      manifest.json  written last: what counts
+capture.json   how the latents were made        samples.csv    one row a sample, in row order
+step_07/shard_0000.h5   x0 [N, C, F, H, W]      manifest.json  written last: what counts
 """
 
 import csv
@@ -124,7 +124,9 @@ def read_samples(capture: Path) -> list[Sample]:
         samples = []
         for row in reader:
             if row["split"] not in SPLITS or not _is_integer(row["seed"]):
-                raise LvdError(f"{path} line {reader.line_num}: bad split or seed of sample {row['sample_id']}")
+                raise LvdError(
+                    f"{path} line {reader.line_num}: bad split or seed of sample {row['sample_id']}"
+                )
             categories = tuple(row["categories"].split("|")) if row["categories"] else ()
             samples.append(Sample(**{**row, "seed": int(row["seed"]), "categories": categories}))
     return samples

@@ -123,7 +123,8 @@ def _contiguous_offset(file: h5py.File, path: Path, shape: tuple[int, ...]) -> i
     )
     if not plain or dataset.shape != shape:
         raise LvdError(
-            f"{path}: x0 is {dataset.dtype} {dataset.shape}, expected contiguous float16 {shape} in the file itself"
+            f"{path}: x0 is {dataset.dtype} {dataset.shape}, "
+            f"expected contiguous float16 {shape} in the file itself"
         )
     offset = dataset.id.get_offset()
     if offset is None or offset + dataset.nbytes > path.stat().st_size:

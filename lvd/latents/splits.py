@@ -51,7 +51,10 @@ def assign_splits(
         for group in sorted(groups, key=lambda group: -len(members[group])):
             size = len(members[group])
             deficits = [
-                fraction * (sum(dealt) + size) - dealt[i] + fraction * (sum(dealt_in_all) + size) - dealt_in_all[i]
+                fraction * (sum(dealt) + size)
+                - dealt[i]
+                + fraction * (sum(dealt_in_all) + size)
+                - dealt_in_all[i]
                 for i, fraction in enumerate(FRACTIONS)
             ]
             chosen = deficits.index(max(deficits))

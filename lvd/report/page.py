@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from PIL import Image, ImageFilter
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
@@ -215,16 +215,13 @@ def _is_small(png: bytes) -> bool:
 
 
 def _blur(png: bytes) -> bytes:
-    """The image at its own size, from a few colours only, and without its metadata."""
+    """The image at its own size, from a few pixels only, and without its metadata."""
     with Image.open(io.BytesIO(png)) as image:
         sharp = image.convert("RGB")
     scale = SHARP_SIDE / max(sharp.size)
     coarse = sharp.resize(
         (max(1, round(sharp.width * scale)), max(1, round(sharp.height * scale))), Image.Resampling.BOX
     )
-    soft = coarse.resize(sharp.size, Image.Resampling.BICUBIC).filter(
-        ImageFilter.GaussianBlur(max(sharp.size) / 16)
-    )
     out = io.BytesIO()
-    soft.save(out, format="PNG")
+    coarse.resize(sharp.size, Image.Resampling.BICUBIC).save(out, format="PNG")
     return out.getvalue()

@@ -1,0 +1,40 @@
+"""Score val and test with a run's whole grid, apply the decision rule, and write the report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from lvd.config import EvaluateConfig, typed
+from lvd.entry import run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    from lvd.evaluation import evaluate, log_to_wandb
+    from lvd.report.tables import print_summary
+    from lvd.report.wandb import WandbTarget
+
+    config = typed(cfg, EvaluateConfig)
+    run_dir = Path(config.runs) / config.name
+    evaluation = evaluate(
+        Path(config.captures) / config.capture,
+        run_dir,
+        eta=config.eta,
+        lam=config.lam,
+        threshold=config.threshold,
+        examples=config.examples,
+        show_unsafe=config.show_unsafe,
+    )
+    log_to_wandb(
+        evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
+    )
+    print_summary(evaluation.summary)
+    if evaluation.problems:
+        print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
+    print(f"report: {evaluation.report}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,40 @@
+"""Decode stored latents with the VAE of the pipeline that they came from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvd.errors import LvdError
+from lvd.latents.format import CaptureInfo
+
+
+def load_vae(info: CaptureInfo) -> Any:
+    """The pipeline's own image VAE, from this machine's files: nothing is downloaded for a picture.
+
+    Raises:
+        LvdError: its weights are not here, or it is of a kind that does not decode frame by frame.
+    """
+    from diffusers import AutoModel
+
+    try:
+        vae = AutoModel.from_pretrained(
+            info.pipeline,
+            subfolder="vae",
+            revision=info.revision,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise LvdError(f"the VAE of {info.pipeline} is not on this machine") from error
+    if type(vae).__name__ != "AutoencoderKL":
+        raise LvdError(f"{type(vae).__name__} of {info.pipeline} does not decode single frames")
+    return vae.eval()
+
+
+@torch.inference_mode()
+def decode_frames(vae: Any, latents_NCHW: Tensor) -> Tensor:
+    """Frames `[N, 3, H', W']` float32 in [0, 1] on the CPU, of scaled latents of single frames."""
+    latents = latents_NCHW.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    frames: Tensor = vae.decode(latents).sample.float().cpu()
+    return (frames / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,62 @@
+"""What the commands print at their end."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lvd.decide.metrics import Summary
+from lvd.latents.format import SPLITS, read_info, read_samples
+
+
+def print_labels(capture: Path) -> None:
+    """How many samples each category has in each split."""
+    info = read_info(capture)
+    samples = read_samples(capture)
+    if not info.labelled:
+        Console().print(
+            f"{capture}: {len(samples)} samples without labels; "
+            f"set them with capture.py name={capture.name} labels=FILE.csv"
+        )
+        return
+    table = Table(title=f"{capture}: {len(samples)} samples, {info.steps} steps", title_justify="left")
+    table.add_column("category")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for name in (*info.category_names, "safe"):
+        members = [
+            s.split for s in samples if (name in s.categories or (name == "safe" and not s.categories))
+        ]
+        table.add_row(name, *(str(members.count(split)) for split in SPLITS))
+    Console().print(table)
+
+
+def print_summary(summary: Summary) -> None:
+    """The measured defence as a table."""
+    table = Table(
+        title=f"eta={summary.eta} lam={summary.lam}, {summary.n_test} test samples", title_justify="left"
+    )
+    for column in ("measure", "value", "95% interval"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    table.add_row("accuracy", _number(summary.accuracy), _interval(summary.accuracy_ci))
+    table.add_row("unsafe samples caught (tpr)", _number(summary.tpr), _interval(summary.tpr_ci))
+    table.add_row("safe samples blocked (fpr)", _number(summary.fpr), _interval(summary.fpr_ci))
+    if summary.n_unchecked:
+        table.add_row("unchecked for want of detectors", str(summary.n_unchecked), "")
+    table.add_row("AUROC of flagged steps", _number(summary.auroc), "")
+    mean_steps = summary.steps_mean_unsafe
+    table.add_row("steps until caught, mean", "-" if mean_steps is None else f"{mean_steps:.1f}", "")
+    table.add_row("compute saved, all samples", f"{summary.compute_saved:.0%}", "")
+    for name, values in summary.per_category.items():
+        table.add_row(
+            f"  {name} caught, n={values['n']}", _number(values["tpr"]), _interval(values["tpr_ci"])
+        )
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

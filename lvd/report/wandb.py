@@ -1,0 +1,75 @@
+"""Log a job to wandb. wandb mirrors what stands on disk and is never read back."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+
+@dataclass(frozen=True)
+class WandbTarget:
+    """Where runs go; `project` None switches logging off."""
+
+    project: str | None
+    entity: str | None = None
+
+
+@contextmanager
+def wandb_run(
+    target: WandbTarget,
+    directory: Path,
+    *,
+    group: str,
+    name: str,
+    job_type: str,
+    tags: list[str],
+    config: Mapping[str, Any],
+) -> Iterator[Any]:
+    """One wandb run, or None when logging is off: online for a user who is logged in, offline otherwise.
+
+    It is finished whatever happens: in one process, a second `wandb.init` would return the first run.
+    """
+    if target.project is None:
+        yield None
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    directory.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=target.project,
+        entity=target.entity,
+        dir=directory,
+        group=group,
+        name=name,
+        job_type=job_type,
+        tags=tags,
+        config=dict(config),
+        mode=_mode(),
+        settings=wandb.Settings(
+            silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True
+        ),
+    )
+    exit_code = 1
+    try:
+        yield run
+        exit_code = 0
+    finally:
+        run.finish(exit_code)
+
+
+def lightning_logger(run: Any) -> Logger | None:
+    """The run as Lightning's logger."""
+    return WandbLogger(experiment=run, save_dir=run.dir) if run is not None else None
+
+
+def _mode() -> Any:
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    import wandb
+
+    return "online" if wandb.login(prompt=False) else "offline"

@@ -1,0 +1,50 @@
+"""result.json: what became of a job. It is the truth; wandb mirrors it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lvd.errors import LvdError
+from lvd.latents.format import read_json, write_json
+from lvd.sweep.grid import Cell
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished job. A trunk's job has neither category nor step."""
+
+    status: Literal["done", "failed"]
+    category: str | None
+    step: int | None
+    seed: int
+    config_digest: str
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    started_from: str | None = None  # trunk or scratch
+    error: str | None = None
+
+
+def write_result(directory: Path, result: Result) -> None:
+    write_json(directory / "result.json", asdict(result))
+
+
+def read_result(directory: Path) -> Result | None:
+    """The result of a job, or None when it has not finished or its file is damaged: it runs again."""
+    try:
+        raw = read_json(directory / "result.json", missing="")
+        return Result(**raw) if set(raw) == {field.name for field in fields(Result)} else None
+    except LvdError:
+        return None
+
+
+def config_digest(*parts: Any) -> str:
+    """A digest of everything that a job's outcome depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_results(run: Path, cells: Iterable[Cell]) -> dict[Cell, Result | None]:
+    return {cell: read_result(run / cell.path) for cell in cells}
