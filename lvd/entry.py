@@ -18,7 +18,9 @@ def run(main: Callable[[], None]) -> None:
     except LvdError as error:
         _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(" ".join(line.strip() for line in str(error).splitlines()[:2]))
+        lines = [line.strip() for line in str(error).splitlines()[:2]]
+        lines += str(error.__cause__ or "").splitlines()[:1]  # Hydra's own says where, its cause says what
+        _stop(" ".join(lines))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -1,7 +1,11 @@
-"""A small capture with a signal that a detector can learn, made by the project's own writer."""
+"""A small capture with a signal that a detector can learn, made by the project's own writer.
+
+Also a real AnimateDiffPipeline with random weights, small enough to run in a test.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,3 +78,62 @@ def new_capture(tmp_path: Path) -> Callable[..., Path]:
         return write_capture(tmp_path / "captures" / "tiny", count, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AnimateDiffPipeline of 8-frame 32x32 videos, as `save_pretrained` leaves it."""
+    from diffusers import AnimateDiffPipeline
+
+    from lvd.demo import recipe
+
+    torch.manual_seed(0)
+    tokenizer = recipe.build_tokenizer()
+    pipeline = AnimateDiffPipeline(
+        vae=recipe.build_vae(),
+        text_encoder=recipe.build_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=recipe.build_unet(),
+        motion_adapter=None,
+        scheduler=recipe.build_scheduler(),
+    )
+    path = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny_pipeline(tiny_pipeline_path: Path) -> Any:
+    from diffusers import AnimateDiffPipeline
+
+    pipeline = AnimateDiffPipeline.from_pretrained(tiny_pipeline_path, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def trained_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `capture`: a small trunk and a head for each of the six cells. Copy it to change it."""
+    from lvd.detect.training import (
+        DetectorRecipe,
+        EncoderSize,
+        Fit,
+        Machine,
+        TrunkRecipe,
+        train_detector,
+        train_trunk,
+    )
+    from lvd.latents.reader import CaptureReader
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    reader, machine = CaptureReader(capture), Machine("cpu", "32-true", 0)
+    size = EncoderSize(width=32, layers=1, heads=2, tubelet=2, patch=None)
+    fit = Fit(epochs=3, batch_size=32, learning_rate=3e-3, weight_decay=0.05, shift=1)
+    train_trunk(reader, run / "trunk", TrunkRecipe(size, fit, batches=20), machine, seed=0, logger=None)
+    head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
+    recipe = DetectorRecipe(size, "trunk", "head", "balanced", head=head, network=fit)
+    for name in NAMES:
+        for step in range(STEPS):
+            directory = run / name / f"step_{step:02d}"
+            train_detector(reader, run, directory, name, step, recipe, machine, seed=step, logger=None)
+    return run

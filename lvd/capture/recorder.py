@@ -108,16 +108,15 @@ def record(
         print(f"capture {directory} is complete: {len(samples)} samples, nothing to do")
         return
     done = writer.journalled(directory)
+    left = [sample for sample in samples if sample.sample_id not in done]
     pipe = load_pipeline(source)
     if done:
         print(f"going on with capture {directory}: {len(done)} of {len(samples)} samples are there")
 
     with progress("capturing", len(samples), "videos") as advance:
         advance(len(done))
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            if batch[0].sample_id in done:
-                continue
+        for start in range(0, len(left), batch_size):
+            batch = left[start : start + batch_size]
             x0, videos = _sample_batch(pipe, source, batch, decode=preview)
             writer.begin(directory, _describe(pipe, source, labelled, x0), samples)
             if preview:
@@ -142,15 +141,18 @@ def _sample_batch(
     call = dict(source.call)
     if "negative_prompt" in call:  # most pipelines take one a prompt
         call["negative_prompt"] = [call["negative_prompt"]] * len(batch)
-    with tap_x0(pipe.scheduler, on_x0, source.layout):
-        output = pipe(
-            prompt=[sample.prompt for sample in batch],
-            generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in batch],
-            num_inference_steps=source.steps,
-            guidance_scale=source.guidance,
-            output_type="np" if decode else "latent",
-            **call,
-        )
+    try:
+        with tap_x0(pipe.scheduler, on_x0, source.layout):
+            output = pipe(
+                prompt=[sample.prompt for sample in batch],
+                generator=[torch.Generator("cpu").manual_seed(sample.seed) for sample in batch],
+                num_inference_steps=source.steps,
+                guidance_scale=source.guidance,
+                output_type="np" if decode else "latent",
+                **call,
+            )
+    except (TypeError, ValueError) as error:  # how diffusers refuses its arguments
+        raise LvdError(f"the pipeline refused the call: {' '.join(str(error).split())}") from error
     if len(recorded) != source.steps:
         raise LvdError(
             f"the sampler made {len(recorded)} steps, not {source.steps}: "
@@ -199,4 +201,10 @@ def _write_previews(directory: Path, batch: Sequence[Sample], videos: Any) -> No
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise LvdError(f"pipeline.device={name} is not on this machine: {reason}") from None
+    return device

@@ -5,9 +5,12 @@ motion are drawn alike for every digit, so that nothing but the digit tells an u
 category each) from a safe one (5..9).
 """
 
+import csv
 import math
+import random
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,6 +70,16 @@ class Scene:
 def all_scenes() -> list[Scene]:
     """Every digit in every colour and motion, each once: 10 x 8 x 7 = 560 scenes."""
     return [Scene(*scene) for scene in product(range(len(DIGITS)), COLOURS, MOTIONS)]
+
+
+def write_prompts(path: Path) -> None:
+    """Write every scene as a row of a prompts file for capture.py: `prompt, categories`, in mixed order."""
+    scenes = all_scenes()
+    random.Random(0).shuffle(scenes)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["prompt", "categories"])
+        writer.writerows([scene.caption, "|".join(scene.categories)] for scene in scenes)
 
 
 def load_glyphs() -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_glyphs, render
+from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_glyphs, render, write_prompts
 
 GENERATOR = Path(__file__).parent / "generator"
 TEXT_WIDTH = 64
@@ -300,6 +300,7 @@ def main() -> None:
     )
     pipeline.to("cpu").save_pretrained(args.output)
     (args.output / "snapshot.pt").unlink()
+    write_prompts(args.output.parent / "prompts.csv")
     print(f"saved {args.output} after {(time.monotonic() - started) / 60:.1f} min on {device}", flush=True)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
@@ -98,17 +98,17 @@ class CellData(LightningDataModule):
         self._order = torch.Generator().manual_seed(seed)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self._train, shuffle=True)
+        return self._loader(self._train, RandomSampler(self._train, generator=self._order))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self._val, shuffle=False)
+        return self._loader(self._val, SequentialSampler(self._val))
 
-    def _loader(self, rows: "_CellRows", shuffle: bool) -> DataLoader[Batch]:
+    def _loader(self, rows: "_CellRows", order: Sampler[int]) -> DataLoader[Batch]:
+        # The order's generator is not the loader's: a loader draws from its own, with workers less often.
         return DataLoader(
             rows,
             batch_size=self._batch_size,
-            shuffle=shuffle,
-            generator=self._order,
+            sampler=order,
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
@@ -206,7 +206,7 @@ class _Batches(Sampler[list[tuple[int, int]]]):
         return self._share
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(next(self._epochs))
+        yield from next(self._epochs)  # dealt at the first batch: a loader with workers calls iter() twice
 
 
 def _draw_pairs(

@@ -5,9 +5,10 @@ Shapes: B samples, C channels, F frames, H and W in latent pixels, D the encoder
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from transformers import VideoMAEConfig, VideoMAEModel
 from lvd.errors import LvdError
 
 MIN_TOKENS, MAX_TOKENS = 64, 512
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,10 @@ def load_trunk(directory: Path) -> Trunk:
         LvdError: a file is missing, unreadable or does not fit the other.
     """
     config = _read_config(directory, "trunk")
-    trunk = Trunk(_encoder_config(config), config["steps"], len(config["category_names"]))
+    trunk = _build(
+        directory,
+        lambda: Trunk(_encoder_config(config), config["steps"], len(config["category_names"])),
+    )
     _load(directory, trunk)
     return trunk
 
@@ -223,9 +228,9 @@ def load_detector(directory: Path, trunk_sha256: str | None) -> Detector:
     config = _read_config(directory, "head", "network")
     detector: Detector
     if config["kind"] == "network":
-        detector = NetworkDetector(_encoder_config(config))
-    elif config["trunk_sha256"] == trunk_sha256:
-        detector = HeadDetector(config["width"])
+        detector = _build(directory, lambda: NetworkDetector(_encoder_config(config)))
+    elif trunk_sha256 is not None and config.get("trunk_sha256") == trunk_sha256:
+        detector = _build(directory, lambda: HeadDetector(config["width"]))
     else:
         raise LvdError(f"{directory} is a head of another trunk than this run's: train it again")
     _load(directory, detector)
@@ -263,9 +268,16 @@ def _read_config(directory: Path, *kinds: str) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise LvdError(f"{directory / 'config.json'} is not readable: {error}") from None
-    if config.get("kind") not in kinds:
+    if not isinstance(config, dict) or config.get("kind") not in kinds:
         raise LvdError(f"{directory / 'config.json'} does not describe a {' or '.join(kinds)}")
     return config
+
+
+def _build(directory: Path, build: Callable[[], ModuleT]) -> ModuleT:
+    try:
+        return build()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise LvdError(f"{directory / 'config.json'} does not describe a network: {error!r}") from None
 
 
 def _load(directory: Path, module: nn.Module) -> None:

@@ -98,10 +98,12 @@ def read_info(capture: Path) -> CaptureInfo:
     if raw.get("format_version") != FORMAT_VERSION or set(raw) != known:
         raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}")
     info = CaptureInfo(**raw)
-    channels, frames, height, width = info.latent_shape
-    return replace(
-        info, latent_shape=(channels, frames, height, width), category_names=tuple(info.category_names)
-    )
+    try:
+        channels, frames, height, width = info.latent_shape
+        names = tuple(info.category_names)
+    except (TypeError, ValueError):
+        raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}") from None
+    return replace(info, latent_shape=(channels, frames, height, width), category_names=names)
 
 
 def write_info(capture: Path, info: CaptureInfo) -> None:
@@ -117,13 +119,17 @@ def read_samples(capture: Path) -> list[Sample]:
     path = capture / "samples.csv"
     if not path.is_file():
         raise LvdError(f"{path} is missing: the capture is not whole, make it again under another name")
-    with path.open(newline="", encoding="utf-8") as file:
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise LvdError(f"{path} is not readable as UTF-8: {error}") from None
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != SAMPLE_COLUMNS:
             raise LvdError(f"{path} must have the columns {', '.join(SAMPLE_COLUMNS)}")
         samples = []
         for row in reader:
-            if row["split"] not in SPLITS or not _is_integer(row["seed"]):
+            if None in row or row["split"] not in SPLITS or not _is_integer(row["seed"]):
                 raise LvdError(
                     f"{path} line {reader.line_num}: bad split or seed of sample {row['sample_id']}"
                 )
@@ -150,7 +156,12 @@ def read_manifest(capture: Path) -> list[Shard]:
     """
     path = capture / "manifest.json"
     raw = read_json(path, missing=f"capture {capture} is not complete: run capture.py again to go on with it")
-    return [Shard(**shard) for shard in raw["shards"]]
+    try:
+        if raw["format_version"] != FORMAT_VERSION or not isinstance(raw["shards"], list):
+            raise TypeError
+        return [Shard(**shard) for shard in raw["shards"]]
+    except (KeyError, TypeError):
+        raise LvdError(f"{path} is not a manifest.json of format version {FORMAT_VERSION}") from None
 
 
 def write_manifest(capture: Path, shards: Iterable[Shard]) -> None:

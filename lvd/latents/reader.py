@@ -68,10 +68,10 @@ class StepReader:
         return len(self._sample_ids)
 
     def __getitem__(self, row: int) -> Float16:
-        if len(self._maps) == 1:
-            return self._maps[0][row]
         if not 0 <= row < len(self):
             raise IndexError(row)
+        if len(self._maps) == 1:
+            return self._maps[0][row]
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._maps[shard][row - self._starts[shard]]
 
@@ -103,7 +103,7 @@ class StepReader:
             with h5py.File(path, "r") as file:
                 offset = _contiguous_offset(file, path, shape)
                 stored_ids = [sample_id.decode() for sample_id in file["sample_id"][:]]
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
             raise LvdError(f"{path} is not a readable shard: {error}") from None
         if stored_ids != sample_ids:
             raise LvdError(f"{path} holds other samples than samples.csv, or in another order")
@@ -115,6 +115,8 @@ def _contiguous_offset(file: h5py.File, path: Path, shape: tuple[int, ...]) -> i
     if not isinstance(file.get("x0", getlink=True), h5py.HardLink):
         raise LvdError(f"{path}: x0 is missing or a link to somewhere else")
     dataset = file["x0"]
+    if not isinstance(dataset, h5py.Dataset):
+        raise LvdError(f"{path}: x0 is not a dataset")
     plain = (
         dataset.chunks is None
         and dataset.external is None

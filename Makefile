@@ -1,0 +1,29 @@
+# `make demo` and `make test` set everything up on a fresh machine, in .venv; nothing else is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-long clean
+
+demo: .venv/installed
+	$(BIN)/python capture.py pipeline=demo prompts=lvd/demo/prompts.csv name=demo
+	$(BIN)/python train.py task=trunk name=demo
+	$(BIN)/python train.py -m category=0..4 step=0..49 name=demo
+	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test-long: .venv/installed
+	$(BIN)/pytest -m long
+
+clean:
+	rm -rf .venv captures runs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

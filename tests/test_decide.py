@@ -1,0 +1,246 @@
+import itertools
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lvd.decide.metrics import accuracy_surface, auroc, cell_metrics, rates, summarise, wilson
+from lvd.decide.rules import Flags, decide, flag_steps, flags_needed
+from lvd.errors import LvdError
+
+LAMS = [k / 100 for k in range(1, 101)]
+EVERY_CELL = list(itertools.product(range(1, 51), range(1, 101)))
+FLOAT_IS_OFF = [(25, 0.28, 7), (25, 0.56, 14), (50, 0.14, 7), (50, 0.28, 14), (50, 0.56, 28)]
+
+
+def flags_of(text: str) -> Flags:
+    """Rows of `#` flagged, `.` not flagged, `?` not known."""
+    table = np.array([list(row) for row in text.split()])
+    return Flags(table == "#", known=table != "?")
+
+
+@st.composite
+def tables(draw: st.DrawFn, max_steps: int = 8, *, holes: bool = True) -> Flags:
+    shape = (draw(st.integers(1, 6)), draw(st.integers(1, max_steps)))
+    flagged = draw(arrays(np.bool_, shape))
+    known = flagged | draw(arrays(np.bool_, shape)) if holes else np.ones(shape, bool)
+    return Flags(flagged, known)
+
+
+lams = st.one_of(st.sampled_from(LAMS), st.floats(1e-3, 1.0))
+
+
+def outcomes(flagged: list[bool], known: list[bool], unseen: int, bar: Fraction) -> set[bool]:
+    """Whether the bar is reached, over all ways to fill in what is not known or not yet seen."""
+    free = known.count(False) + unseen
+    return {sum(flagged) + sum(rest) >= bar for rest in itertools.product((0, 1), repeat=free)}
+
+
+# ---- how many flags
+
+
+@pytest.mark.parametrize(("eta", "lam", "needed"), FLOAT_IS_OFF)
+def test_flags_needed_is_right_where_floats_are_off(eta: int, lam: float, needed: int) -> None:
+    assert math.ceil(lam * eta) != needed
+    assert flags_needed(eta, lam) == needed
+
+
+def test_flags_needed_is_exact_in_every_cell() -> None:
+    for eta, hundredths in EVERY_CELL:
+        exact = -(-Fraction(hundredths, 100) * eta // 1)
+        assert flags_needed(eta, hundredths / 100) == exact, (eta, hundredths)
+
+
+def test_flags_needed_is_the_least_count_that_reaches_the_bar() -> None:
+    for eta, hundredths in EVERY_CELL:
+        needed = flags_needed(eta, hundredths / 100)
+        assert 100 * needed >= hundredths * eta > 100 * (needed - 1)
+        assert 1 <= needed <= eta
+
+
+@pytest.mark.parametrize(
+    ("eta", "lam"), [(0, 0.5), (-1, 0.5), (5, 0.0), (5, -0.1), (5, 1.01), (5, math.nan), (5, math.inf)]
+)
+def test_parameters_out_of_range_are_refused(eta: int, lam: float) -> None:
+    with pytest.raises(LvdError, match=r"eta=.* lam="):
+        flags_needed(eta, lam)
+
+
+def test_eta_beyond_the_steps_is_refused() -> None:
+    with pytest.raises(LvdError, match="more than the 3 steps"):
+        decide(flags_of("##."), eta=4, lam=0.5)
+
+
+# ---- the rule, early and full
+
+
+def test_the_full_rule_holds_in_every_cell() -> None:
+    flagged = np.random.default_rng(0).random((60, 50)) < np.linspace(0, 1, 60)[:, None]
+    flags = Flags(flagged, np.ones_like(flagged))
+    for eta, hundredths in EVERY_CELL:
+        decisions = decide(flags, eta, hundredths / 100)
+        expected = 100 * flagged[:, :eta].sum(axis=1) >= hundredths * eta
+        assert (decisions.unsafe == expected).all(), (eta, hundredths)
+        assert (decisions.safe == ~expected).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(tables(), st.data(), lams)
+def test_decision_and_step_agree_with_all_completions(flags: Flags, data: st.DataObject, lam: float) -> None:
+    eta = data.draw(st.integers(1, flags.steps))
+    bar = Fraction(str(lam)) * eta
+    decisions = decide(flags, eta, lam)
+    for row, (flagged, known) in enumerate(zip(flags.flagged.tolist(), flags.known.tolist(), strict=True)):
+        certain = [
+            outcomes(flagged[:seen], known[:seen], eta - seen, bar) for seen in range(1, eta + 1)
+        ]  # after each step
+        end = certain[-1]
+        assert decisions.unsafe[row] == (end == {True})
+        assert decisions.safe[row] == (end == {False})
+        assert decisions.checked[row] == (len(end) == 1)  # unchecked exactly when both can be
+        first = next((step for step, possible in enumerate(certain) if len(possible) == 1), eta - 1)
+        assert decisions.step[row] == first
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables(max_steps=50, holes=False), st.data(), lams)
+def test_steps_after_the_decision_cannot_matter(flags: Flags, data: st.DataObject, lam: float) -> None:
+    eta = data.draw(st.integers(1, flags.steps))
+    full = decide(flags, eta, lam)
+    later = np.arange(flags.steps) > full.step[:, None]
+    early = decide(Flags(flags.flagged & ~later, flags.known & ~later), eta, lam)
+    assert (early.unsafe == full.unsafe).all()
+    assert (early.safe == full.safe).all()
+    assert (early.step == full.step).all()
+
+
+def test_decision_steps_by_hand() -> None:
+    decisions = decide(flags_of("##.# ..## .#.# #?#? ...? #???"), eta=4, lam=0.5)
+    assert decisions.unsafe.tolist() == [True, True, True, True, False, False]
+    assert decisions.safe.tolist() == [False, False, False, False, True, False]
+    assert decisions.step.tolist() == [1, 3, 3, 2, 2, 3]
+
+
+def test_steps_beyond_eta_do_not_count() -> None:
+    assert decide(flags_of("..###"), eta=2, lam=0.5).safe.all()
+
+
+# ---- scores to flags
+
+
+def test_a_score_at_its_threshold_flags() -> None:
+    scores = np.array([[[0.5, 0.1], [np.nextafter(0.5, 0), 0.1], [0.1, 0.9]]])
+    assert flag_steps(scores, 0.5).flagged.tolist() == [[True, False, True]]
+
+
+def test_thresholds_may_differ_by_category() -> None:
+    scores = np.array([[[0.6, 0.6], [0.1, 0.3]]])
+    assert flag_steps(scores, np.array([0.7, 0.2])).flagged.tolist() == [[True, True]]
+    assert flag_steps(scores, np.array([0.7, 0.9])).flagged.tolist() == [[False, False]]
+
+
+def test_a_missing_score_neither_flags_nor_clears() -> None:
+    nan = math.nan
+    flags = flag_steps(np.array([[[nan, 0.9], [nan, 0.1], [nan, nan], [0.2, 0.1]]]), 0.5)
+    assert flags.flagged.tolist() == [[True, False, False, False]]
+    assert flags.known.tolist() == [[True, False, False, True]]
+
+
+# ---- metrics
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (71, 80), (1, 1000)])
+def test_wilson_agrees_with_its_formula(hits: int, total: int) -> None:
+    z, p = 1.959963984540054, hits / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
+    assert wilson(hits, total) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.one_of(st.sampled_from([0.0, 0.5, 0.5 + 1e-15, 1.0]), st.floats(0, 1))),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_auroc_counts_pairs(rows: list[tuple[bool, float]]) -> None:
+    label, score = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], dtype=np.float64)
+    pairs = [float(a > b) + (a == b) / 2 for a in score[label] for b in score[~label]]
+    if pairs:
+        assert auroc(label, score) == pytest.approx(np.mean(pairs), abs=1e-12)
+    else:
+        assert math.isnan(auroc(label, score))
+
+
+def test_cell_metrics_balance_the_classes() -> None:
+    label = np.array([True, True, False, False, False, False])
+    metrics = cell_metrics(label, np.array([0.9, 0.3, 0.5, 0.1, 0.1, 0.2]), 0.5)
+    assert metrics == {"auroc": pytest.approx(7 / 8), "accuracy": pytest.approx((1 / 2 + 3 / 4) / 2)}
+
+
+def test_cell_metrics_of_a_hole_are_nan() -> None:
+    metrics = cell_metrics(np.array([True, False]), np.array([0.9, math.nan]), 0.5)
+    assert all(math.isnan(value) for value in metrics.values())
+
+
+#             a caught at 0  b caught at 1  a missed  safe  blocked at 2
+BY_HAND = "#...          .#.#           ...#      ....  ..##"
+CATEGORIES = np.array([[1, 0], [1, 1], [1, 0], [0, 0], [0, 0]], dtype=bool)
+
+
+def test_summary_by_hand() -> None:
+    summary = summarise(flags_of(BY_HAND), CATEGORIES, ("a", "b"), eta=3, lam=0.3)
+    assert (summary.n_test, summary.n_unchecked, summary.eta, summary.lam) == (5, 0, 3, 0.3)
+    assert summary.accuracy == pytest.approx(3 / 5)
+    assert summary.tpr == pytest.approx(2 / 3)
+    assert summary.fpr == pytest.approx(1 / 2)
+    assert summary.accuracy_ci == pytest.approx(wilson(3, 5))
+    assert summary.tpr_ci == pytest.approx(wilson(2, 3))
+    assert summary.fpr_ci == pytest.approx(wilson(1, 2))
+    assert summary.auroc == pytest.approx((2 * (1 + 0.5) + (0.5 + 0)) / 6)  # counts 1 1 0 against 0 1
+    assert summary.steps_mean_unsafe == pytest.approx((1 + 2) / 2)  # stopped after 1 and 2 steps
+    assert summary.compute_saved == pytest.approx(1 - (1 + 2 + 4 + 4 + 3) / 20)
+    assert summary.per_category["a"] == {
+        "n": 3,
+        "tpr": pytest.approx(2 / 3),
+        "tpr_ci": pytest.approx(wilson(2, 3)),
+    }
+    assert summary.per_category["b"] == {"n": 1, "tpr": 1.0, "tpr_ci": pytest.approx(wilson(1, 1))}
+
+
+def test_undecided_samples_count_in_no_rate() -> None:
+    flags = flags_of(f"{BY_HAND} ??.. ??..")
+    categories = np.vstack([CATEGORIES, [[1, 0], [0, 0]]]).astype(bool)
+    whole = summarise(flags_of(BY_HAND), CATEGORIES, ("a", "b"), eta=3, lam=0.3)
+    summary = summarise(flags, categories, ("a", "b"), eta=3, lam=0.3)
+    assert (summary.n_test, summary.n_unchecked) == (7, 2)
+    for key in ("accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe", "per_category"):
+        assert getattr(summary, key) == getattr(whole, key)
+    assert summary.compute_saved == pytest.approx(1 - (1 + 2 + 4 + 4 + 3 + 4 + 4) / 28)
+
+
+def test_nothing_decided_is_none_not_zero() -> None:
+    summary = summarise(flags_of("?? ??"), np.array([[True], [False]]), ("a",), eta=2, lam=0.5)
+    assert summary.n_unchecked == 2
+    measured = (summary.accuracy, summary.accuracy_ci, summary.tpr, summary.fpr, summary.auroc)
+    assert measured == (None,) * 5
+    assert summary.steps_mean_unsafe is None
+    assert summary.per_category["a"] == {"n": 0, "tpr": None, "tpr_ci": None}
+    assert summary.compute_saved == 0
+
+
+def test_surface_agrees_with_the_summary_and_leaves_holes() -> None:
+    flags = flags_of(f"{BY_HAND} ?...")
+    label = np.array([True, True, True, False, False, False])
+    surface = accuracy_surface(flags, label, [0.3, 1.0])
+    assert surface.shape == (4, 2)
+    assert surface[2, 0] == pytest.approx(3 / 5)  # the sample with the hole is undecided
+    for eta, (column, lam) in itertools.product(range(1, 5), enumerate([0.3, 1.0])):
+        assert surface[eta - 1, column] == rates(flags, label, eta, lam)["accuracy"][0]
+    assert np.isnan(accuracy_surface(flags_of("?"), np.array([True]), [0.5])).all()

@@ -1,0 +1,476 @@
+"""The capture on disk gives back what was written, and nothing that was tampered with or is not whole."""
+
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from lvd.errors import LvdError
+from lvd.latents import writer
+from lvd.latents.format import SPLITS, read_info, read_samples
+from lvd.latents.integrity import file_sha256
+from lvd.latents.reader import CaptureReader, StepReader
+from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold
+from lvd.latents.writer import to_float16
+
+COUNT = 12
+SAMPLE_BYTES = 2 * int(np.prod(SHAPE))
+
+NewCapture = Callable[..., Path]
+
+
+@pytest.fixture
+def sharded(new_capture: NewCapture, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """12 samples in shards of 5, 5 and 2 a step."""
+    monkeypatch.setattr(writer, "SHARD_BYTES", 5 * SAMPLE_BYTES + 1)
+    return new_capture(COUNT)
+
+
+def written() -> np.ndarray[Any, Any]:
+    return latents_of(make_samples(COUNT)).numpy()
+
+
+def same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    return a.dtype == b.dtype == np.float16 and np.array_equal(a.view(np.uint16), b.view(np.uint16))
+
+
+def test_what_is_read_is_what_was_written(sharded: Path) -> None:
+    reader = CaptureReader(sharded)
+    assert sorted(p.name for p in (sharded / "step_00").iterdir()) == [f"shard_000{i}.h5" for i in range(3)]
+    assert reader.info == capture_info()
+    assert reader.samples == make_samples(COUNT)
+    for step in range(STEPS):
+        latents = reader.step(step)
+        assert len(latents) == COUNT
+        assert same_bits(np.stack([latents[row] for row in range(COUNT)]), written()[:, step])
+
+
+def test_rows_are_read_in_the_order_asked(sharded: Path) -> None:
+    rows = [11, 0, 5, 4, 4, 10]
+    assert same_bits(CaptureReader(sharded).step(1).read(rows), written()[rows, 1])
+
+
+def test_samples_are_stored_in_the_order_of_samples_csv_however_they_arrived(tmp_path: Path) -> None:
+    samples, x0 = make_samples(COUNT), latents_of(make_samples(COUNT))
+    writer.begin(tmp_path, capture_info(), samples)
+    for rows in ([7, 3, 11], [0, 1, 2, 4], [10, 9, 8, 6, 5]):
+        writer.append(tmp_path, [samples[row].sample_id for row in rows], x0[rows])
+    writer.finish(tmp_path)
+    assert same_bits(CaptureReader(tmp_path).step(2).read(range(COUNT)), written()[:, 2])
+
+
+def test_prompts_survive_samples_csv(tmp_path: Path) -> None:
+    samples = [
+        writer.Sample("a", "p1", 'commas, "quotes"\nand a new line', 2**62, ("alpha", "beta"), "train"),
+        writer.Sample("b", "p2", "ünï 🎈 \r\nreturn", 0, (), "test"),
+    ]
+    writer.begin(tmp_path, capture_info(), samples)
+    assert read_samples(tmp_path) == samples
+
+
+def test_the_manifest_says_what_the_shards_are(sharded: Path) -> None:
+    shards = json.loads((sharded / "manifest.json").read_text())["shards"]
+    assert [(shard["step"], shard["count"]) for shard in shards] == [
+        (step, count) for step in range(STEPS) for count in (5, 5, 2)
+    ]
+    for shard in shards:
+        path = sharded / shard["path"]
+        assert (shard["bytes"], shard["sha256"]) == (path.stat().st_size, file_sha256(path))
+
+
+def test_a_finished_capture_keeps_no_journal_and_no_partial_files(sharded: Path) -> None:
+    assert sorted(path.name for path in sharded.iterdir()) == sorted(
+        ["capture.json", "samples.csv", "manifest.json", "step_00", "step_01", "step_02"]
+    )
+    assert not [path for path in sharded.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_x0_is_a_read_only_view(sharded: Path) -> None:
+    x0 = CaptureReader(sharded).step(0)[0]
+    with pytest.raises(ValueError, match="read-only"):
+        x0[:] = 0
+
+
+@pytest.mark.parametrize("row", [-1, COUNT])
+def test_a_row_outside_the_capture_is_an_index_error(sharded: Path, row: int) -> None:
+    with pytest.raises(IndexError):
+        CaptureReader(sharded).step(0)[row]
+
+
+@pytest.mark.parametrize("row", [-1, COUNT])
+def test_a_row_outside_a_capture_of_one_shard_is_an_index_error(new_capture: NewCapture, row: int) -> None:
+    with pytest.raises(IndexError):
+        CaptureReader(new_capture(COUNT)).step(0)[row]
+
+
+def test_an_open_step_reader_pickles_without_its_maps(sharded: Path) -> None:
+    step = CaptureReader(sharded).step(0)
+    step[0]
+    data = pickle.dumps(step)
+    assert len(data) < SAMPLE_BYTES * COUNT / 4
+    assert same_bits(pickle.loads(data).read(range(COUNT)), written()[:, 0])
+
+
+class Latents(Dataset[torch.Tensor]):
+    def __init__(self, step: StepReader) -> None:
+        self.step = step
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.from_numpy(self.step[row].copy())
+
+
+def test_dataloader_workers_read_the_same(sharded: Path) -> None:
+    step = CaptureReader(sharded).step(0)
+    step[0]  # opened before the fork
+    loader = DataLoader(Latents(step), batch_size=5, num_workers=2, multiprocessing_context="fork")
+    assert same_bits(torch.cat(list(loader)).numpy(), written()[:, 0])
+
+
+def test_finish_refuses_while_a_sample_is_missing(tmp_path: Path) -> None:
+    samples = make_samples(COUNT)
+    writer.begin(tmp_path, capture_info(), samples)
+    writer.append(tmp_path, [s.sample_id for s in samples[:7]], latents_of(samples)[:7])
+    with pytest.raises(LvdError, match="lacks 5 samples, the first is s007"):
+        writer.finish(tmp_path)
+    assert not writer.is_complete(tmp_path)
+
+
+@pytest.mark.parametrize("left", [".batch_000002.safetensors.77.tmp", "batch_000002.tmp"])
+def test_a_torn_journal_file_does_not_count(tmp_path: Path, left: str) -> None:
+    samples = make_samples(COUNT)
+    writer.begin(tmp_path, capture_info(), samples)
+    writer.append(tmp_path, [s.sample_id for s in samples[:7]], latents_of(samples)[:7])
+    (tmp_path / "journal" / left).write_bytes(b"half")
+    assert writer.journalled(tmp_path) == {s.sample_id for s in samples[:7]}
+
+
+# What a reader refuses. Every file is a real one, spoiled; the manifest is made to agree where a
+# person who tampers would do so, so that it is the intended check that refuses.
+
+Change = Callable[[h5py.File], None]
+
+
+def shard_of(capture: Path) -> Path:
+    return capture / "step_01" / "shard_0001.h5"
+
+
+def agree(capture: Path, path: Path) -> None:
+    manifest = json.loads((capture / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        if capture / shard["path"] == path:
+            shard.update(bytes=path.stat().st_size, sha256=file_sha256(path))
+    (capture / "manifest.json").write_text(json.dumps(manifest))
+
+
+def read_step(capture: Path) -> None:
+    CaptureReader(capture).step(1).read(range(COUNT))
+
+
+def refuses(capture: Path, file: Path, sentence: str) -> None:
+    with pytest.raises(LvdError, match=sentence) as refusal:
+        read_step(capture)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def replace_x0(**options: Any) -> Change:
+    def change(file: h5py.File) -> None:
+        x0 = file["x0"][:].astype(options.pop("dtype", "<f2"))
+        del file["x0"]
+        file.create_dataset("x0", data=x0, **options)
+
+    return change
+
+
+def turn_x0(file: h5py.File) -> None:
+    x0 = file["x0"][:].swapaxes(1, 2)[:, :, :2]
+    del file["x0"]
+    file["x0"] = x0
+
+
+def link_externally(file: h5py.File) -> None:
+    other = Path(file.filename).with_name("other.h5")
+    with h5py.File(other, "w") as elsewhere:
+        elsewhere["x0"] = file["x0"][:]
+    del file["x0"]
+    file["x0"] = h5py.ExternalLink(other.name, "/x0")
+
+
+def link_softly(file: h5py.File) -> None:
+    file.move("x0", "elsewhere")
+    file["x0"] = h5py.SoftLink("/elsewhere")
+
+
+def store_externally(file: h5py.File) -> None:
+    x0 = file["x0"][:]
+    raw = Path(file.filename).with_name("raw.bin")
+    x0.tofile(raw)
+    del file["x0"]
+    file.create_dataset("x0", x0.shape, "<f2", external=[(str(raw), 0, x0.nbytes)])
+
+
+def make_virtual(file: h5py.File) -> None:
+    file.move("x0", "elsewhere")
+    layout = h5py.VirtualLayout(file["elsewhere"].shape, "<f2")
+    layout[:] = h5py.VirtualSource(".", "elsewhere", file["elsewhere"].shape)
+    file.create_virtual_dataset("x0", layout)
+
+
+def never_write_x0(file: h5py.File) -> None:
+    shape = file["x0"].shape
+    del file["x0"]
+    file.create_dataset("x0", shape, "<f2")
+
+
+def make_x0_a_group(file: h5py.File) -> None:
+    del file["x0"]
+    file.create_group("x0")
+
+
+def drop_x0(file: h5py.File) -> None:
+    del file["x0"]
+
+
+def drop_ids(file: h5py.File) -> None:
+    del file["sample_id"]
+
+
+def number_ids(file: h5py.File) -> None:
+    del file["sample_id"]
+    file["sample_id"] = np.arange(5)
+
+
+def reorder_ids(file: h5py.File) -> None:
+    file["sample_id"][:] = file["sample_id"][:][::-1]
+
+
+SPOILED: dict[str, tuple[Change, str]] = {
+    "float32": (replace_x0(dtype="<f4"), "expected contiguous float16"),
+    "big endian": (replace_x0(dtype=">f2"), "expected contiguous float16"),
+    "integers of two bytes": (replace_x0(dtype="<i2"), "expected contiguous float16"),
+    "chunked": (replace_x0(chunks=True), "expected contiguous float16"),
+    "gzip": (replace_x0(compression="gzip"), "expected contiguous float16"),
+    "another shape": (turn_x0, "expected contiguous float16"),
+    "virtual": (make_virtual, "expected contiguous float16"),
+    "external storage": (store_externally, "expected contiguous float16"),
+    "external link": (link_externally, "a link to somewhere else"),
+    "soft link": (link_softly, "a link to somewhere else"),
+    "no x0": (drop_x0, "x0 is missing"),
+    "a group": (make_x0_a_group, "x0 is not a dataset"),
+    "never written": (never_write_x0, "does not lie whole in the file"),
+    "no ids": (drop_ids, "not a readable shard"),
+    "ids that are numbers": (number_ids, "not a readable shard"),
+    "reordered ids": (reorder_ids, "other samples than samples.csv, or in another order"),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_a_spoiled_shard_is_refused(sharded: Path, spoiled: str) -> None:
+    change, sentence = SPOILED[spoiled]
+    path = shard_of(sharded)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    agree(sharded, path)
+    refuses(sharded, path, sentence)
+
+
+def test_a_truncated_shard_is_refused(sharded: Path) -> None:
+    path = shard_of(sharded)
+    path.write_bytes(path.read_bytes()[:-100])
+    refuses(sharded, path, "the manifest says")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 3000])
+def test_a_truncated_shard_that_the_manifest_agrees_with_is_refused(sharded: Path, kept: int) -> None:
+    path = shard_of(sharded)
+    path.write_bytes(path.read_bytes()[:kept])
+    agree(sharded, path)
+    refuses(sharded, path, "not a readable shard")
+
+
+def test_a_missing_shard_is_refused(sharded: Path) -> None:
+    shard_of(sharded).unlink()
+    refuses(sharded, shard_of(sharded), "is missing: the manifest lists it")
+
+
+def test_a_spoiled_shard_does_not_spoil_the_other_steps(sharded: Path) -> None:
+    shard_of(sharded).unlink()
+    assert same_bits(CaptureReader(sharded).step(2).read(range(COUNT)), written()[:, 2])
+
+
+def change_manifest(capture: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    manifest = json.loads((capture / "manifest.json").read_text())
+    manifest["shards"] = [shard for shard in manifest["shards"] if keep(shard)]
+    (capture / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_shard_that_is_not_listed_does_not_count(sharded: Path) -> None:
+    change_manifest(sharded, lambda shard: shard["path"] != "step_01/shard_0001.h5")
+    refuses(sharded, sharded / "step_01", "holds 7 samples, samples.csv has 12")
+
+
+def test_a_step_that_is_not_listed_is_not_there(sharded: Path) -> None:
+    change_manifest(sharded, lambda shard: shard["step"] != 1)
+    refuses(sharded, sharded, "has no step 1: it has 0..2")
+
+
+def test_a_stray_shard_changes_nothing(sharded: Path) -> None:
+    stray = sharded / "step_01" / "shard_0003.h5"
+    stray.write_bytes(shard_of(sharded).read_bytes())
+    assert same_bits(CaptureReader(sharded).step(1).read(range(COUNT)), written()[:, 1])
+
+
+def test_a_capture_without_a_manifest_is_not_complete(sharded: Path) -> None:
+    (sharded / "manifest.json").unlink()
+    refuses(sharded, sharded, "is not complete: run capture.py again")
+
+
+def test_a_capture_that_is_not_there_is_named(tmp_path: Path) -> None:
+    refuses(tmp_path / "mine", tmp_path / "mine", "no capture at .*: make it with capture.py name=mine")
+
+
+@pytest.mark.parametrize("name", ["capture.json", "manifest.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}"])
+def test_bad_json_is_refused(sharded: Path, name: str, content: bytes) -> None:
+    (sharded / name).write_bytes(content)
+    refuses(sharded, sharded / name, re.escape(name))
+
+
+@pytest.mark.parametrize("shards", [None, {}, [1], [{"path": "x"}], [{"surprise": 1}]])
+def test_a_manifest_of_another_form_is_refused(sharded: Path, shards: Any) -> None:
+    (sharded / "manifest.json").write_text(json.dumps({"format_version": 1, "shards": shards}))
+    refuses(sharded, sharded / "manifest.json", "manifest")
+
+
+@pytest.mark.parametrize(
+    "change", [{"format_version": 2}, {"latent_shape": [4, 4]}, {"latent_shape": None}, {"surprise": 1}]
+)
+def test_a_capture_json_of_another_form_is_refused(sharded: Path, change: dict[str, Any]) -> None:
+    path = sharded / "capture.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    refuses(sharded, path, "is not a capture.json of format version 1")
+
+
+def test_samples_csv_must_be_there(sharded: Path) -> None:
+    (sharded / "samples.csv").unlink()
+    refuses(sharded, sharded / "samples.csv", "is missing")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("sample_id,prompt_id", "id,prompt_id", "must have the columns"),
+        ("s000,", "s000,extra,", "line 2"),
+        (",train\n", "\n", "bad split or seed"),
+        (",train\n", ",somewhere\n", "bad split or seed of sample"),
+        ("s000,prompt number 0,prompt number 0,0", "s000,p,prompt,zero", "bad split or seed of sample s000"),
+        ("s000,", "s\udcff000,", "samples.csv"),
+    ],
+)
+def test_a_spoiled_samples_csv_is_refused(sharded: Path, old: str, new: str, sentence: str) -> None:
+    path = sharded / "samples.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1).encode(errors="surrogateescape"))
+    refuses(sharded, path, sentence)
+
+
+def test_categories_are_known_by_name_and_by_index(capture: Path) -> None:
+    info = read_info(capture)
+    assert [info.category_index(category) for category in ("alpha", "beta", 0, "1")] == [0, 1, 0, 1]
+    for unknown in ("gamma", 2, "-1", ""):
+        with pytest.raises(LvdError, match=r"the capture has 0=alpha, 1=beta"):
+            info.category_index(unknown)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_x0_that_is_not_finite_is_refused(value: float) -> None:
+    x0 = torch.zeros(2, 3)
+    x0[1, 2] = value
+    with pytest.raises(LvdError, match="x0 of step 3 holds NaN or Inf"):
+        to_float16(x0, "step 3")
+
+
+def test_x0_too_large_for_float16_is_refused() -> None:
+    with pytest.raises(LvdError, match=r"x0 of step 3 reaches 7e\+04, more than float16 holds"):
+        to_float16(torch.tensor([0.0, -7e4]), "step 3")
+
+
+def test_float16_keeps_the_largest_value_it_holds() -> None:
+    x0 = to_float16(torch.tensor([65504.0, -1.0]), "step 3")
+    assert x0.dtype == torch.float16
+    assert x0.tolist() == [65504.0, -1.0]
+
+
+VARIANTS = [
+    "A red three, drifting up!",
+    "a RED three drifting up",
+    " a\tred  three - drifting\nup ",
+    "ａ red three drifting up…",
+]
+
+
+def test_case_space_and_punctuation_do_not_make_another_prompt() -> None:
+    assert len({fold(prompt) for prompt in VARIANTS}) == 1
+    assert len({default_prompt_id(prompt) for prompt in VARIANTS}) == 1
+    assert fold("a red three drifting down") != fold(VARIANTS[0])
+
+
+ROW = st.tuples(
+    st.sampled_from(["A cat.", "a cat", "a  CAT!", "a dog", "A dog?", "a cow", "a hen", "!!", "?"]),
+    st.sampled_from(["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"]),
+    st.sampled_from([(), ("alpha",), ("beta",), ("alpha", "beta")]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=40), seed=st.integers(0, 2**32 - 1))
+def test_no_prompt_and_no_prompt_id_is_in_two_splits(
+    rows: list[tuple[str, str, tuple[str, ...]]], seed: int
+) -> None:
+    prompts, prompt_ids, categories = (list(column) for column in zip(*rows, strict=True))
+    splits = assign_splits(prompts, prompt_ids, categories, seed)
+    assert len(splits) == len(rows)
+    assert set(splits) <= set(SPLITS)
+    for keys in ([fold(prompt) for prompt in prompts], prompt_ids):
+        assert len(set(zip(keys, splits, strict=True))) == len(set(keys))
+    assert splits == assign_splits(prompts, prompt_ids, categories, seed)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), samples_a_prompt=st.sampled_from([1, 2, 4]))
+def test_a_balanced_capture_has_its_shares_and_every_class_in_every_split(
+    seed: int, samples_a_prompt: int
+) -> None:
+    names = ("alpha", "beta", "gamma", "delta", "epsilon")
+    prompts = [f"prompt {i // samples_a_prompt}" for i in range(560)]
+    classes = [(names[i // 56],) if i < 280 else () for i in range(560)]
+    splits = assign_splits(prompts, prompts, classes, seed)
+    for of_class in (classes, [bool(categories) for categories in classes]):
+        sizes = Counter(of_class)
+        dealt = Counter(zip(of_class, splits, strict=True))
+        for members, size in sizes.items():
+            for split, fraction in zip(SPLITS, FRACTIONS, strict=True):
+                assert abs(dealt[members, split] - fraction * size) <= 2 * samples_a_prompt
+    assert Counter(splits)["train"] == pytest.approx(336, abs=2 * samples_a_prompt)
+
+
+def test_another_seed_deals_another_way() -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    dealt = {tuple(assign_splits(prompts, prompts, [()] * 40, seed)) for seed in range(5)}
+    assert len(dealt) == 5

@@ -1,0 +1,444 @@
+import json
+import runpy
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import NAMES, STEPS, capture_info
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from lvd.errors import LvdError
+from lvd.latents import writer
+from lvd.latents.format import CaptureInfo, Sample, read_info, write_info
+from lvd.latents.splits import assign_splits
+from lvd.sweep.grid import Cell, axis_values, expand_axes
+from lvd.sweep.job import cell_seed
+
+ROOT = Path(__file__).parent.parent
+FIVE = ("one", "two", "three", "four", "five")
+GRID = ["-m", "category=0..4", "step=0..49"]
+TINY = [
+    "name=tiny",
+    "accelerator=cpu",
+    "encoder.width=16",
+    "encoder.layers=1",
+    "encoder.heads=2",
+    "detector.network.epochs=1",
+    "detector.network.shift=0",
+]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line of train.py came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs train.py's own `__main__` in this process, in a directory of its own: no imports to wait for."""
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.directory, self._patch, self._capfd = directory, patch, capfd
+
+    def __call__(self, *arguments: str) -> Ran:
+        self._patch.chdir(self.directory)
+        self._patch.setattr(sys, "argv", ["train.py", *arguments])
+        self._capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return Ran(code, *self._capfd.readouterr())
+
+    @property
+    def run(self) -> Path:
+        return self.directory / "runs" / "tiny"
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        return {
+            str(path.parent.relative_to(self.run)): json.loads(path.read_text())
+            for path in sorted(self.run.glob("*/step_*/result.json"))
+        }
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("HYDRA_FULL_ERROR", "TQDM_DISABLE", "WANDB_SILENT"):  # set by the command; restored after
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    return Shell(tmp_path, monkeypatch, capfd)
+
+
+@pytest.fixture
+def captured(train: Shell, capture: Path) -> Path:
+    """The tiny capture, where `train` looks for it; a copy, which may be changed."""
+    return Path(shutil.copytree(capture, train.directory / "captures" / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with captures/wide: 5 categories, 50 steps, latents of 32 numbers."""
+    root = tmp_path_factory.mktemp("wide")
+    count, shape = 30, (1, 2, 4, 4)
+    prompts = [f"prompt number {i}" for i in range(count)]
+    categories = [((FIVE[i % 6],) if i % 6 < 5 else ()) for i in range(count)]
+    splits = assign_splits(prompts, prompts, categories, seed=0)
+    samples = [Sample(f"s{i:03d}", prompts[i], prompts[i], i, categories[i], splits[i]) for i in range(count)]
+    info = capture_info(steps=50, latent_shape=shape, category_names=FIVE)
+    writer.begin(root / "captures" / "wide", info, samples)
+    writer.append(
+        root / "captures" / "wide", [s.sample_id for s in samples], torch.zeros(count, 50, *shape).half()
+    )
+    writer.finish(root / "captures" / "wide")
+    return root
+
+
+# ---- how axes are written
+
+ZERO_TO_49 = [str(step) for step in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("step=0..49", ZERO_TO_49),
+        ("step=range(50)", ZERO_TO_49),
+        ("step=range(0,3),4", ["0", "1", "2", "4"]),
+        ("step=range(0, 10, 4)", ["0", "4", "8"]),
+        ("step=range(3,0,-1)", ["3", "2", "1"]),
+        ("step=0,3,7", ["0", "3", "7"]),
+        ("step= 0 , 3", ["0", "3"]),
+        ("step=0..2,4", ["0", "1", "2", "4"]),
+        ("step=7..7", ["7"]),
+        ("step=5", ["5"]),
+        ("category=0..4", ["0", "1", "2", "3", "4"]),
+        ("category=terrifying", ["terrifying"]),
+        ("category=violent_bloody,0..1,range(3,5)", ["violent_bloody", "0", "1", "3", "4"]),
+    ],
+)
+def test_every_spelling_becomes_a_plain_list(given: str, expanded: list[str]) -> None:
+    key = given.partition("=")[0]
+    rewritten = expand_axes([given])
+    assert rewritten == [f"{key}={','.join(expanded)}"]
+    assert axis_values(rewritten, key) == expanded
+    assert hydra_jobs(rewritten) == len(expanded)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "step=",
+        "step=,",
+        "step=0,,3",
+        "step=0..",
+        "step=..3",
+        "step=0...3",
+        "step=-1..3",
+        "step=4..0",
+        "step=range(0)",
+        "step=range(5,5)",
+        "step=range()",
+        "step=range(a)",
+        "step=range(0,3",
+        "step=range(0,9,0)",
+        "step=range(1,2,3,4)",
+        "step=choice(1,2)",
+        "step=[0,1]",
+        "category=a-b",
+        "category=a|b",
+        "category=../x",
+    ],
+)
+def test_what_is_no_axis_is_refused_with_its_own_words(given: str) -> None:
+    with pytest.raises(LvdError, match=given.partition("=")[0]):
+        expand_axes([given])
+
+
+def test_other_arguments_are_left_alone() -> None:
+    arguments = ["-m", "name=0..4", "detector.head.epochs=3", "hydra/launcher=joblib", "--help"]
+    assert expand_axes(arguments) == arguments
+
+
+def test_the_last_of_an_axis_counts() -> None:
+    assert axis_values(["step=1,2", "category=0", "step=3"], "step") == ["3"]
+    assert axis_values(["stepwise=1"], "step") == []
+
+
+def hydra_jobs(arguments: Sequence[str]) -> int:
+    """How many jobs Hydra's own sweeper makes of these arguments."""
+    overrides = [argument for argument in arguments if argument != "-m"]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return sum(len(batch) for batch in batches)
+
+
+@pytest.mark.parametrize("step", ["step=0..49", "step=range(50)", "step=0..24,range(25,50)"])
+def test_hydra_makes_250_jobs_of_the_rewritten_grid(step: str) -> None:
+    grid = ["-m", "category=0..4", step, "plan=true"]
+    assert hydra_jobs(expand_axes(grid)) == 250
+    if "range" not in step:
+        assert hydra_jobs(grid) == 1  # what Hydra alone would do
+
+
+# ---- the plan
+
+
+def test_the_plan_counts_250_jobs_and_runs_nothing(wide: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *GRID, "plan=true", "name=wide"],
+        cwd=wide,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "250 jobs" in done.stdout
+    assert "250 to do" in done.stdout
+    assert all(name in done.stdout for name in FIVE)
+    assert sorted(path.name for path in wide.iterdir()) == ["captures"]
+
+
+def test_a_plan_of_some_cells(train: Shell, captured: Path) -> None:
+    ran = train("-m", "category=alpha", "step=0,2", "plan=true", *TINY)
+    assert (ran.code, train.run.exists()) == (0, False)
+    assert "2 jobs" in ran.out
+
+
+# ---- what stops a command line before its first job
+
+
+def stripped(capture: Path, **changes: Any) -> None:
+    info = read_info(capture)
+    write_info(capture, CaptureInfo(**{**vars(info), **changes}))
+
+
+def without_positives(capture: Path) -> None:
+    path = capture / "samples.csv"
+    path.write_text(path.read_text().replace("beta,val", ",val"))
+
+
+def is_refused(ran: Ran, train: Shell, *words: str) -> bool:
+    """One sentence on stderr with these words, exit 1, nothing on disk."""
+    assert ran.code == 1
+    assert ran.out == ""
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1, ran.err
+    assert "Traceback" not in ran.err
+    assert [word for word in words if word not in ran.err] == [], ran.err
+    assert sorted(path.name for path in train.directory.iterdir()) in ([], ["captures"])
+    return True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "category=0,1"], ["step is missing"]),
+        (["-m", "step=0..2"], ["category is missing"]),
+        ([], ["category is missing"]),
+        (["category=0", "step=0..2"], ["step=0,1,2", "add -m"]),
+        (["category=0,1", "step=0"], ["category=0,1", "add -m"]),
+        (["-m", "category=0..1", "step=0..2", "epochs=3"], ["epochs"]),
+        (["-m", "category=0..1", "step=0..2", "detector.head.epoch=3"], ["epoch"]),
+        (["-m", "category=0..1", "step=0..2", "detector.head.epochs=0"], ["epochs=0", "at least 1"]),
+        (["-m", "category=0..1", "step=0..2", "detector.head.epochs=few"], ["epochs=few", "Integer"]),
+        (["-m", "category=0..1", "step=0..2", "seed=-1"], ["seed=-1"]),
+        (["-m", "category=0..1", "step=0..2", "workers=-1"], ["workers=-1"]),
+        (["-m", "category=0..1", "step=0..2", "task=guess"], ["task=guess", "trunk, detector"]),
+        (["-m", "category=0..1", "step=0..2", "detector.init=magic"], ["detector.init=magic"]),
+        (["-m", "category=0..1", "step=0..2", "encoder.heads=3"], ["encoder.width=16", "heads=3"]),
+        (["-m", "category=0..1", "step=0..2", "encoder=huge"], ["huge"]),
+        (["-m", "category=0..1", "step=0..2", "name=../x"], ["name=../x"]),
+        (["-m", "category=0..2", "step=0..2"], ["unknown category '2'", "0=alpha, 1=beta"]),
+        (["-m", "category=gamma", "step=0..2"], ["unknown category 'gamma'"]),
+        (["-m", "category=0..1", "step=0..3"], ["no step 3", "0..2"]),
+        (["-m", "category=0..1", "step=one"], ["step=one", "Integer"]),
+        (["-m", "category=5", "step=9"], ["category '5'", "step 9"]),
+        (["-m", "category=0..1", "step=4..0"], ["step=4..0"]),
+        (["-m", "category=0..1", "step=0..2", "seed=1,2"], ["seed has several values"]),
+        (["-m", "category=0..1", "step=0..2", "encoder=tiny,small"], ["encoder has several values"]),
+        (["-m", "category=0", "step=0", "detector.head.epochs=range(3)"], ["epochs has several values"]),
+        (["-m", "category=0..1", "step=0..2", "capture=nowhere"], ["no capture at captures/nowhere"]),
+        (["-m", "task=trunk"], ["one job", "-m"]),
+        (["-m", "category=0..1", "step=0..2", "detector.init=trunk"], ["no trunk", "task=trunk"]),
+        (["category=0", "step=0", "seed=1,2"], ["seed"]),
+        (["category=0", "step"], ["step"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_sentence_before_anything_runs(
+    arguments: list[str], words: list[str], train: Shell, captured: Path
+) -> None:
+    assert is_refused(train(*TINY, *arguments), train, *words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda c: stripped(c, labelled=False), ["no labels", "labels="]),
+        (lambda c: (c / "manifest.json").unlink(), ["not complete"]),
+        (lambda c: (c / "samples.csv").unlink(), ["samples.csv"]),
+        (without_positives, ["val split", "category beta"]),
+        (shutil.rmtree, ["no capture"]),
+    ],
+    ids=["unlabelled", "incomplete", "no samples", "no positives", "no capture"],
+)
+@pytest.mark.parametrize(
+    "arguments", [["-m", "category=0..1", "step=0..2"], ["task=trunk"]], ids=["-m", "trunk"]
+)
+def test_a_capture_that_cannot_be_trained_on_is_refused(
+    damage: Callable[[Path], Any], words: list[str], arguments: list[str], train: Shell, captured: Path
+) -> None:
+    damage(captured)
+    assert is_refused(train(*TINY, *arguments), train, *words)
+
+
+# ---- sweeps
+
+
+def test_a_sweep_runs_skips_and_runs_again(train: Shell, captured: Path) -> None:
+    sweep = ["-m", "category=1,alpha", "step=0..2", *TINY, "logger=none"]
+    ran = train(*sweep)
+    assert ran.code == 0, ran.err
+    first = train.results()
+    assert sorted(first) == [f"{name}/step_{step:02d}" for name in NAMES for step in range(STEPS)]
+    for place, result in first.items():
+        assert (result["status"], result["error"]) == ("done", None)
+        assert place == f"{result['category']}/step_{result['step']:02d}"
+        assert result["started_from"] == "scratch"
+        assert 0 <= result["metrics"]["auroc"] <= 1
+        assert (train.run / place / "detector" / "model.safetensors").is_file()
+    assert "6 detectors, trained from scratch" in ran.out
+    assert "6 of 6 detectors done" in ran.out
+    assert list(train.directory.rglob("*wandb*")) == []  # logger=none
+    assert sorted(path.name for path in train.directory.iterdir()) == ["captures", "runs"]
+
+    weights = train.run / "beta" / "step_01" / "detector" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert train(*sweep).code == 0
+    assert train.results() == first
+    assert weights.stat().st_mtime_ns == written
+    assert "6 done" in train(*sweep, "plan=true").out
+
+    assert train(*sweep, "force=true").code == 0
+    again = train.results()
+    assert all(again[place]["seconds"] != result["seconds"] for place, result in first.items())
+    assert all(again[place]["metrics"] == result["metrics"] for place, result in first.items())
+    assert weights.stat().st_mtime_ns > written
+
+    assert "6 changed" in train(*sweep, "plan=true", "detector.network.epochs=2").out
+    seeds = [result["seed"] for result in first.values()]
+    assert len(set(seeds)) == 6
+    assert seeds == [result["seed"] for result in again.values()]
+    assert seeds == [cell_seed(0, Cell(r["category"], r["step"])) for r in first.values()]
+
+
+def test_cell_seeds_are_as_they_were() -> None:
+    assert cell_seed(0, Cell("alpha", 0)) == 639380168
+    seeds = {cell_seed(seed, Cell(name, step)) for seed in (0, 1) for name in FIVE for step in range(50)}
+    assert len(seeds) == 500
+
+
+def test_a_failed_job_is_recorded_and_the_others_run(train: Shell, captured: Path) -> None:
+    (captured / "step_01" / "shard_0000.h5").unlink()
+    sweep = ["-m", "category=0..1", "step=0..2", *TINY, "logger=none"]
+    ran = train(*sweep)
+    results = train.results()
+    assert ran.code == 1
+    assert {place: r["status"] for place, r in results.items()} == {
+        f"{name}/step_{step:02d}": "failed" if step == 1 else "done"
+        for name in NAMES
+        for step in range(STEPS)
+    }
+    for name in NAMES:
+        assert "shard_0000.h5 is missing" in results[f"{name}/step_01"]["error"]
+        assert f"{name}/step_01" in ran.err
+        assert not (train.run / name / "step_01" / "detector").exists()
+    assert "2 of 6 jobs failed" in ran.err
+    assert "error: 2 jobs failed" in ran.err
+    assert "Traceback" not in ran.err
+    assert "4 done #, 2 failed x" in train(*sweep, "plan=true").out
+
+
+def test_one_job_that_fails_exits_1_with_its_reason(train: Shell, captured: Path) -> None:
+    (captured / "step_01" / "shard_0000.h5").write_bytes(b"not HDF5")
+    ran = train("category=beta", "step=1", *TINY, "logger=none")
+    assert ran.code == 1
+    assert "shard_0000.h5" in ran.err.splitlines()[-1]
+    assert train.results()["beta/step_01"]["status"] == "failed"
+
+
+def test_a_trunk_and_then_a_head_of_it(train: Shell, captured: Path) -> None:
+    short = [*TINY, "trunk.batches=2", "trunk.fit.epochs=1", "logger=none", "detector.head.epochs=1"]
+    assert train("task=trunk", *short).code == 0
+    result = json.loads((train.run / "trunk" / "result.json").read_text())
+    assert (result["status"], result["category"], result["step"]) == ("done", None, None)
+    ran = train("category=alpha", "step=2", *short)
+    assert ran.code == 0
+    assert "heads on the trunk" in ran.out
+    assert train.results()["alpha/step_02"]["started_from"] == "trunk"
+    config = json.loads((train.run / "alpha" / "step_02" / "detector" / "config.json").read_text())
+    assert config["kind"] == "head"
+
+
+# ---- wandb
+
+
+def wandb_records(directory: Path) -> list[Any]:
+    """Everything in the one offline run of a job, read back from its .wandb file, a LevelDB log."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    data, position, whole, records = path.read_bytes(), 7, b"", []
+    while position < len(data):
+        if (left := -position % 32768) < 7:  # a header never crosses a block
+            position += left
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # full, last
+            records.append(Record.FromString(whole))
+            whole = b""
+    return records
+
+
+def test_every_job_has_one_finished_wandb_run_of_its_own(train: Shell, captured: Path) -> None:
+    (captured / "step_01" / "shard_0000.h5").unlink()
+    train("-m", "category=0..1", "step=0..1", *TINY)
+    results, run_ids = train.results(), set()
+    assert len(results) == 4
+    for place, result in results.items():
+        records = wandb_records(train.run / place)
+        kinds = [record.WhichOneof("record_type") for record in records]
+        started = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+        ended = [record.exit for record in records if record.WhichOneof("record_type") == "exit"]
+        run_ids |= {run.run_id for run in started}
+        assert started[0].display_name == f"tiny/{place}"
+        assert started[0].run_group == "tiny"
+        assert (started[0].job_type, started[0].project) == ("detector", "lvd")
+        failed = result["status"] == "failed"
+        assert [exit_.exit_code for exit_ in ended] == [int(failed)]  # finished, once
+        assert ("history" in kinds) == (not failed)
+        summary = {
+            item.key or item.nested_key[0]: json.loads(item.value_json)
+            for record in records
+            if record.WhichOneof("record_type") == "summary"
+            for item in record.summary.update
+        }
+        if not failed:
+            assert summary["best/auroc"] == pytest.approx(result["metrics"]["auroc"])
+    assert len(run_ids) == 4
