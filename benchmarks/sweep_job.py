@@ -31,7 +31,10 @@ def sweep_seconds(runs: Path, steps: int) -> float:
     command += ["name=bench", "capture=demo", f"runs={runs}", "force=true", f"detector.head.epochs={EPOCHS}"]
     started = time.perf_counter()
     subprocess.run(
-        command, check=True, capture_output=True, env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+        command,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"},
     )
     return time.perf_counter() - started
 

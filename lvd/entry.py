@@ -18,9 +18,8 @@ def run(main: Callable[[], None]) -> None:
     except LvdError as error:
         _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines()[:2]]
-        lines += str(error.__cause__ or "").splitlines()[:1]  # Hydra's own says where, its cause says what
-        _stop(" ".join(lines))
+        where = " ".join(line.strip() for line in str(error).splitlines()[:2]).strip()
+        _stop(": ".join([where, *str(error.__cause__ or "").splitlines()[:1]]))  # its cause says what
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

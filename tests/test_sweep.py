@@ -1,19 +1,16 @@
 import json
-import runpy
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import ROOT, Ran, Shell, wandb_records
 from conftest import NAMES, STEPS, capture_info
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lvd.errors import LvdError
@@ -23,7 +20,6 @@ from lvd.latents.splits import assign_splits
 from lvd.sweep.grid import Cell, axis_values, expand_axes
 from lvd.sweep.job import cell_seed
 
-ROOT = Path(__file__).parent.parent
 FIVE = ("one", "two", "three", "four", "five")
 GRID = ["-m", "category=0..4", "step=0..49"]
 TINY = [
@@ -37,52 +33,9 @@ TINY = [
 ]
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command line of train.py came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Shell:
-    """Runs train.py's own `__main__` in this process, in a directory of its own: no imports to wait for."""
-
-    def __init__(self, directory: Path, patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.directory, self._patch, self._capfd = directory, patch, capfd
-
-    def __call__(self, *arguments: str) -> Ran:
-        self._patch.chdir(self.directory)
-        self._patch.setattr(sys, "argv", ["train.py", *arguments])
-        self._capfd.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        finally:
-            GlobalHydra.instance().clear()
-        return Ran(code, *self._capfd.readouterr())
-
-    @property
-    def run(self) -> Path:
-        return self.directory / "runs" / "tiny"
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        return {
-            str(path.parent.relative_to(self.run)): json.loads(path.read_text())
-            for path in sorted(self.run.glob("*/step_*/result.json"))
-        }
-
-
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("HYDRA_FULL_ERROR", "TQDM_DISABLE", "WANDB_SILENT"):  # set by the command; restored after
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("COLUMNS", "200")
-    return Shell(tmp_path, monkeypatch, capfd)
+    return Shell("train.py", tmp_path, monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -215,7 +168,7 @@ def test_the_plan_counts_250_jobs_and_runs_nothing(wide: Path) -> None:
 
 def test_a_plan_of_some_cells(train: Shell, captured: Path) -> None:
     ran = train("-m", "category=alpha", "step=0,2", "plan=true", *TINY)
-    assert (ran.code, train.run.exists()) == (0, False)
+    assert (ran.code, train.run_dir.exists()) == (0, False)
     assert "2 jobs" in ran.out
 
 
@@ -321,13 +274,13 @@ def test_a_sweep_runs_skips_and_runs_again(train: Shell, captured: Path) -> None
         assert place == f"{result['category']}/step_{result['step']:02d}"
         assert result["started_from"] == "scratch"
         assert 0 <= result["metrics"]["auroc"] <= 1
-        assert (train.run / place / "detector" / "model.safetensors").is_file()
+        assert (train.run_dir / place / "detector" / "model.safetensors").is_file()
     assert "6 detectors, trained from scratch" in ran.out
     assert "6 of 6 detectors done" in ran.out
     assert list(train.directory.rglob("*wandb*")) == []  # logger=none
     assert sorted(path.name for path in train.directory.iterdir()) == ["captures", "runs"]
 
-    weights = train.run / "beta" / "step_01" / "detector" / "model.safetensors"
+    weights = train.run_dir / "beta" / "step_01" / "detector" / "model.safetensors"
     written = weights.stat().st_mtime_ns
     assert train(*sweep).code == 0
     assert train.results() == first
@@ -367,7 +320,7 @@ def test_a_failed_job_is_recorded_and_the_others_run(train: Shell, captured: Pat
     for name in NAMES:
         assert "shard_0000.h5 is missing" in results[f"{name}/step_01"]["error"]
         assert f"{name}/step_01" in ran.err
-        assert not (train.run / name / "step_01" / "detector").exists()
+        assert not (train.run_dir / name / "step_01" / "detector").exists()
     assert "2 of 6 jobs failed" in ran.err
     assert "error: 2 jobs failed" in ran.err
     assert "Traceback" not in ran.err
@@ -385,35 +338,17 @@ def test_one_job_that_fails_exits_1_with_its_reason(train: Shell, captured: Path
 def test_a_trunk_and_then_a_head_of_it(train: Shell, captured: Path) -> None:
     short = [*TINY, "trunk.batches=2", "trunk.fit.epochs=1", "logger=none", "detector.head.epochs=1"]
     assert train("task=trunk", *short).code == 0
-    result = json.loads((train.run / "trunk" / "result.json").read_text())
+    result = json.loads((train.run_dir / "trunk" / "result.json").read_text())
     assert (result["status"], result["category"], result["step"]) == ("done", None, None)
     ran = train("category=alpha", "step=2", *short)
     assert ran.code == 0
     assert "heads on the trunk" in ran.out
     assert train.results()["alpha/step_02"]["started_from"] == "trunk"
-    config = json.loads((train.run / "alpha" / "step_02" / "detector" / "config.json").read_text())
+    config = json.loads((train.run_dir / "alpha" / "step_02" / "detector" / "config.json").read_text())
     assert config["kind"] == "head"
 
 
 # ---- wandb
-
-
-def wandb_records(directory: Path) -> list[Any]:
-    """Everything in the one offline run of a job, read back from its .wandb file, a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    data, position, whole, records = path.read_bytes(), 7, b"", []
-    while position < len(data):
-        if (left := -position % 32768) < 7:  # a header never crosses a block
-            position += left
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # full, last
-            records.append(Record.FromString(whole))
-            whole = b""
-    return records
 
 
 def test_every_job_has_one_finished_wandb_run_of_its_own(train: Shell, captured: Path) -> None:
@@ -422,7 +357,7 @@ def test_every_job_has_one_finished_wandb_run_of_its_own(train: Shell, captured:
     results, run_ids = train.results(), set()
     assert len(results) == 4
     for place, result in results.items():
-        records = wandb_records(train.run / place)
+        records = wandb_records(train.run_dir / place)
         kinds = [record.WhichOneof("record_type") for record in records]
         started = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         ended = [record.exit for record in records if record.WhichOneof("record_type") == "exit"]

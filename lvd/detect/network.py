@@ -45,7 +45,9 @@ def choose_patch(latent_shape: tuple[int, int, int, int], tubelet: int) -> int:
         return -(-frames // tubelet) * -(-height // patch) * -(-width // patch)
 
     patch = 1
-    while tokens(patch) > MAX_TOKENS or (tokens(2 * patch) >= MIN_TOKENS and patch < 2):
+    while patch < max(height, width) and (
+        tokens(patch) > MAX_TOKENS or (tokens(2 * patch) >= MIN_TOKENS and patch < 2)
+    ):
         patch *= 2
     return patch
 

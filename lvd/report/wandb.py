@@ -43,7 +43,7 @@ def wandb_run(
     run = wandb.init(
         project=target.project,
         entity=target.entity,
-        dir=directory,
+        dir=directory.resolve(),  # wandb's service keeps the directory that it was started in
         group=group,
         name=name,
         job_type=job_type,
