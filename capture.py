@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import CaptureConfig, typed
-from lvd.entry import run
+from lvd.entry import run, sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")
@@ -15,15 +15,16 @@ def main(cfg: DictConfig) -> None:
     from lvd.capture.recorder import record
     from lvd.report.tables import print_labels
 
-    config = typed(cfg, CaptureConfig)
-    directory = Path(config.captures) / config.name
-    if config.prompts is not None:
-        source = config.pipeline.source()
-        samples, labelled = read_prompts(Path(config.prompts), source.category_names, config.seed)
-        record(source, samples, labelled, directory, batch_size=config.batch_size, preview=config.preview)
-    if config.labels is not None:
-        label(directory, Path(config.labels), config.seed)
-    print_labels(directory)
+    with sentences():
+        config = typed(cfg, CaptureConfig)
+        directory = Path(config.captures) / config.name
+        if config.prompts is not None:
+            source = config.pipeline.source()
+            samples, labelled = read_prompts(Path(config.prompts), source.category_names, config.seed)
+            record(source, samples, labelled, directory, batch_size=config.batch_size, preview=config.preview)
+        if config.labels is not None:
+            label(directory, Path(config.labels), config.seed)
+        print_labels(directory)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import EvaluateConfig, typed
-from lvd.entry import run
+from lvd.entry import run, sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -16,24 +16,25 @@ def main(cfg: DictConfig) -> None:
     from lvd.report.tables import print_summary
     from lvd.report.wandb import WandbTarget
 
-    config = typed(cfg, EvaluateConfig)
-    run_dir = Path(config.runs) / config.name
-    evaluation = evaluate(
-        Path(config.captures) / config.capture,
-        run_dir,
-        eta=config.eta,
-        lam=config.lam,
-        threshold=config.threshold,
-        examples=config.examples,
-        show_unsafe=config.show_unsafe,
-    )
-    log_to_wandb(
-        evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
-    )
-    print_summary(evaluation.summary)
-    if evaluation.problems:
-        print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
-    print(f"report: {evaluation.report}")
+    with sentences():
+        config = typed(cfg, EvaluateConfig)
+        run_dir = Path(config.runs) / config.name
+        evaluation = evaluate(
+            Path(config.captures) / config.capture,
+            run_dir,
+            eta=config.eta,
+            lam=config.lam,
+            threshold=config.threshold,
+            examples=config.examples,
+            show_unsafe=config.show_unsafe,
+        )
+        log_to_wandb(
+            evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
+        )
+        print_summary(evaluation.summary)
+        if evaluation.problems:
+            print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
+        print(f"report: {evaluation.report}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from lvd.launch import read_request
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(cfg: DictConfig) -> None:
-    from lvd.sweep.job import run_cell, run_trunk
     from lvd.launch import quiet_job, resolve_cell
+    from lvd.sweep.job import run_cell, run_trunk
 
     config = typed(cfg, TrainConfig)
     with quiet_job(config.threads):
@@ -34,8 +34,9 @@ def main() -> None:
     if request.config.plan:
         request.print_plan()
         return
-    with request.watch():
-        job()
+    if request.has_work():
+        with request.watch():
+            job()
     failed = request.print_outcome()
     if failed:
         raise LvdError(f"{failed} jobs failed; the same command runs them again")

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -14,15 +15,23 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`; a user's mistake is printed as a sentence and exits with status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
     try:
-        main()
-    except LvdError as error:
-        _stop(str(error))
+        with sentences():
+            main()
     except (HydraException, OmegaConfBaseException) as error:
         where = " ".join(line.strip() for line in str(error).splitlines()[:2]).strip()
         _stop(": ".join([where, *str(error.__cause__ or "").splitlines()[:1]]))  # its cause says what
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Inside a Hydra task: leave with the sentence alone, before Hydra adds its own."""
+    try:
+        yield
+    except LvdError as error:
+        _stop(str(error))
 
 
 def _stop(sentence: str) -> None:

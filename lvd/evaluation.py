@@ -46,7 +46,7 @@ class Scored:
     @property
     def label(self) -> Bools:
         """Unsafe samples, `[N]`."""
-        return self.categories_NK.any(axis=1)
+        return np.asarray(self.categories_NK.any(axis=1))
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ class Request:
         digests = {cell: cell_digest(job, cell, recipe) for cell in self.cells}
         print_plan(self.config.run_dir, read_results(self.config.run_dir, self.cells), digests)
 
+    def has_work(self) -> bool:
+        """False when every cell is done and would be skipped: Hydra need not start."""
+        from lvd.sweep.job import is_done
+
+        job, recipe = self.config.job(), self.config.detector_recipe()
+        return (
+            self.config.force or not self.cells or not all(is_done(job, cell, recipe) for cell in self.cells)
+        )
+
     def watch(self) -> AbstractContextManager[None]:
         """Say what the detectors start from, and show the sweep's progress."""
         if not self.cells:
@@ -102,7 +111,7 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
 
 def resolve_cell(config: TrainConfig) -> Cell:
     """The cell of one job's configuration."""
-    return resolve_cells(config.capture_dir, [config.category], [str(config.step)])[0]
+    return resolve_cells(config.capture_dir, [str(config.category)], [str(config.step)])[0]
 
 
 @contextmanager
@@ -125,8 +134,8 @@ def _first_config(overrides: Sequence[str], conf: Path, config_name: str) -> Tra
     first = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
-            first.append(override.input_line)
-        elif override.key_or_group in AXES or override.is_hydra_override():
+            first.append(str(override.input_line))
+        elif override.key_or_group in AXES:
             first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
         else:
             raise LvdError(

@@ -44,6 +44,7 @@ class Source:
         """The fields of capture.json that are known before the pipeline is loaded."""
         return {
             "pipeline": self.path,
+            **({"scheduler": self.scheduler} if self.scheduler is not None else {}),
             "revision": self.revision,
             "steps": self.steps,
             "guidance": self.guidance,
@@ -58,19 +59,23 @@ def load_pipeline(source: Source) -> Pipeline:
     Raises:
         LvdError: the class or the weights cannot be had.
     """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
     import diffusers
 
     dtype = getattr(torch, source.dtype)
     device = _device(source.device)
     diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     try:
         parts: dict[str, Any] = {}
         if source.motion_adapter is not None:
             parts["motion_adapter"] = diffusers.MotionAdapter.from_pretrained(
-                source.motion_adapter, torch_dtype=dtype, use_safetensors=True
+                source.motion_adapter, dtype=dtype, use_safetensors=True
             )
         pipe = getattr(diffusers, source.pipeline_class).from_pretrained(
-            source.path, revision=source.revision, torch_dtype=dtype, use_safetensors=True, **parts
+            source.path, revision=source.revision, dtype=dtype, use_safetensors=True, **parts
         )
         if source.scheduler is not None:
             scheduler_class = getattr(diffusers, source.scheduler)

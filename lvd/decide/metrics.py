@@ -69,7 +69,7 @@ def cell_metrics(label: Bools, score: Floats, threshold: float) -> dict[str, flo
 
 def summarise(flags: Flags, categories_NK: Bools, names: tuple[str, ...], eta: int, lam: float) -> Summary:
     """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe."""
-    label = categories_NK.any(axis=1)
+    label: Bools = np.asarray(categories_NK.any(axis=1))
     decisions = decide(flags, eta, lam)
     checked, blocked = decisions.checked, decisions.unsafe
     steps_run = np.where(blocked, decisions.step + 1, flags.steps)

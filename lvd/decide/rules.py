@@ -9,6 +9,7 @@ Shapes: N samples, S steps, K categories.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from lvd.errors import LvdError
 
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating]
+Floats = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
@@ -58,8 +59,9 @@ def flags_needed(eta: int, lam: float) -> int:
 
 def flag_steps(scores_NSK: Floats, threshold: float | Floats) -> Flags:
     """Compare scores with their thresholds; NaN is a missing score, which neither flags nor clears a step."""
-    flagged: Bools = np.greater_equal(scores_NSK, threshold).any(axis=-1)
-    return Flags(flagged, known=flagged | ~np.isnan(scores_NSK).any(axis=-1))
+    flagged = np.any(scores_NSK >= threshold, axis=-1)
+    missing = np.any(np.isnan(scores_NSK), axis=-1)
+    return Flags(np.asarray(flagged), known=np.asarray(flagged | ~missing))
 
 
 def decide(flags: Flags, eta: int, lam: float) -> Decisions:

@@ -158,7 +158,7 @@ def decode(pipeline: Any, x0_BCFHW: Tensor) -> Tensor:
     """Frames `[B, F, 3, SIZE, SIZE]` in [-1, 1], on the CPU, of scaled latents `[B, C, F, H, W]`."""
     latents_BFCHW = x0_BCFHW.transpose(1, 2)
     frames = decode_frames(pipeline.vae, latents_BFCHW.flatten(0, 1)) * 2 - 1
-    return frames.unflatten(0, latents_BFCHW.shape[:2])
+    return frames.reshape(*latents_BFCHW.shape[:2], *frames.shape[1:])
 
 
 def contact_sheet(

@@ -38,6 +38,8 @@ def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 class TrunkModule(LightningModule):
     """All categories at all steps: weighted binary cross-entropy, AdamW with a one-cycle schedule."""
 
+    positive_weight: Tensor
+
     def __init__(
         self,
         trunk: Trunk,
@@ -91,6 +93,8 @@ class TrunkModule(LightningModule):
 
 class DetectorModule(LightningModule):
     """One cell: balanced binary cross-entropy, AdamW with a one-cycle schedule, threshold 0.5."""
+
+    positive_weight: Tensor
 
     def __init__(
         self,
@@ -147,11 +151,7 @@ class DetectorModule(LightningModule):
         return _one_cycle(self, self.learning_rate, self.weight_decay)
 
     def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            logits,
-            label.float(),
-            pos_weight=self.positive_weight,  # type: ignore[arg-type]
-        )
+        return F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=self.positive_weight)
 
 
 def _one_cycle(module: LightningModule, learning_rate: float, weight_decay: float) -> dict[str, Any]:

@@ -111,8 +111,9 @@ class Trunk(nn.Module):
 
     def pool(self, standardised_BCFHW: Tensor, step_B: Tensor) -> Tensor:
         """Features `[B, D]` of standardised latents: what the outputs and all heads of a step read."""
-        pooled_BD: Tensor = self.encoder(standardised_BCFHW)
-        return pooled_BD * (1 + self.scale(step_B)) + self.shift(step_B)
+        pooled_BD = self.encoder(standardised_BCFHW)
+        features_BD: Tensor = pooled_BD * (1 + self.scale(step_B)) + self.shift(step_B)
+        return features_BD
 
     def features(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
         """Features `[B, D]` of x0 as captured."""

@@ -277,6 +277,8 @@ class _Best(Callback):
             self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     def restore(self, module: LightningModule) -> dict[str, float]:
+        if not self._weights:
+            raise LvdError("no epoch has a val AUROC: the training diverged, lower the learning rate")
         module.load_state_dict(self._weights)
         return {name.removeprefix("val/"): v for name, v in self._metrics.items() if name.startswith("val/")}
 

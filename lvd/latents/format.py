@@ -134,7 +134,16 @@ def read_samples(capture: Path) -> list[Sample]:
                     f"{path} line {reader.line_num}: bad split or seed of sample {row['sample_id']}"
                 )
             categories = tuple(row["categories"].split("|")) if row["categories"] else ()
-            samples.append(Sample(**{**row, "seed": int(row["seed"]), "categories": categories}))
+            samples.append(
+                Sample(
+                    sample_id=row["sample_id"],
+                    prompt_id=row["prompt_id"],
+                    prompt=row["prompt"],
+                    seed=int(row["seed"]),
+                    categories=categories,
+                    split=row["split"],
+                )
+            )
     return samples
 
 

@@ -4,6 +4,7 @@ h5py is used to check a shard's structure and to find where its contiguous data 
 memory-mapped. Maps are opened lazily, in the process that reads, and never travel in a pickle.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -70,10 +71,9 @@ class StepReader:
     def __getitem__(self, row: int) -> Float16:
         if not 0 <= row < len(self):
             raise IndexError(row)
-        if len(self._maps) == 1:
-            return self._maps[0][row]
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._maps[shard][row - self._starts[shard]]
+        shard = bisect_right(self._starts, row) - 1
+        x0: Float16 = self._maps[shard][row - self._starts[shard]]
+        return x0
 
     def read(self, rows: Sequence[int]) -> Float16:
         """Copy `rows` into one array `[len(rows), C, F, H, W]` float16."""

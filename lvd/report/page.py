@@ -211,7 +211,7 @@ def _frame(frame: Frame, *, blurred: bool) -> str:
 
 def _is_small(png: bytes) -> bool:
     with Image.open(io.BytesIO(png)) as image:
-        return image.width <= SMALL_SIDE
+        return bool(image.width <= SMALL_SIDE)
 
 
 def _blur(png: bytes) -> bytes:

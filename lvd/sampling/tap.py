@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lvd.errors import LvdError
 from lvd.sampling.layout import Layout, to_BCFHW
 from lvd.sampling.x0 import Scheduler, predict_x0
 
@@ -33,6 +34,9 @@ def tap_x0(scheduler: Scheduler, on_x0: OnX0, layout: Layout = "BCFHW") -> Itera
     def tapped(*args: Any, **kwargs: Any) -> Any:
         nonlocal step
         given = signature.bind(*args, **kwargs).arguments
+        for option in ("s_churn", "per_token_timesteps"):  # would change x_t inside the step
+            if option in given and not _off(given[option]):
+                raise LvdError(f"{type(scheduler).__name__}.step with {option} is not supported")
         x0 = predict_x0(scheduler, given["model_output"], given["timestep"], given["sample"])
         on_x0(step, given["timestep"], to_BCFHW(x0, layout))
         step += 1
@@ -46,3 +50,7 @@ def tap_x0(scheduler: Scheduler, on_x0: OnX0, layout: Layout = "BCFHW") -> Itera
             del scheduler.step
         else:
             scheduler.step = previous
+
+
+def _off(value: Any) -> bool:
+    return value is None or (not isinstance(value, Tensor) and value == 0)

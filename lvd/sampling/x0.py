@@ -31,6 +31,11 @@ def predict_x0(scheduler: Scheduler, model_output: Tensor, timestep: Tensor | fl
         raise LvdError(
             f"scheduler {type(scheduler).__name__} is not supported: x0 is known for {', '.join(supported())}"
         )
+    if model_output.shape != x_t.shape:
+        raise LvdError(
+            f"the model's output {tuple(model_output.shape)} has another shape than the latent "
+            f"{tuple(x_t.shape)}: a learned variance is not supported"
+        )
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     return formula(scheduler, model_output.to(dtype), timestep, x_t.to(dtype))
 
@@ -44,6 +49,7 @@ def _x0_from_alpha_bar(scheduler: Scheduler, output: Tensor, timestep: Tensor | 
     """DDPM and DDIM (Song et al., 2021, eq. 12)."""
     alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(x_t.device, x_t.dtype)
     prediction_type = scheduler.config.prediction_type
+    x0: Tensor
     if prediction_type == "epsilon":
         x0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
     elif prediction_type == "v_prediction":
@@ -54,9 +60,9 @@ def _x0_from_alpha_bar(scheduler: Scheduler, output: Tensor, timestep: Tensor | 
         raise _unsupported_prediction(scheduler)
 
     if scheduler.config.thresholding:
-        return scheduler._threshold_sample(x0)  # type: ignore[no-any-return]
-    if scheduler.config.clip_sample:
-        return x0.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
+        x0 = scheduler._threshold_sample(x0)
+    elif scheduler.config.clip_sample:
+        x0 = x0.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
     return x0
 
 

@@ -23,7 +23,7 @@ from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.report.wandb import WandbTarget, lightning_logger, wandb_run
 from lvd.sweep.grid import Cell
-from lvd.sweep.results import Result, config_digest, read_result, write_result
+from lvd.sweep.results import Result, config_digest, read_result, state, write_result
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
     return _run(job, cell, seed, cell_digest(job, cell, recipe), train, force=force)
 
 
+def is_done(job: Job, cell: Cell, recipe: DetectorRecipe) -> bool:
+    """Whether a cell's job would be skipped."""
+    directory = job.run / cell.path
+    return _is_done(directory, cell, read_result(directory), cell_digest(job, cell, recipe))
+
+
 def cell_digest(job: Job, cell: Cell, recipe: DetectorRecipe) -> str:
     """The digest of everything that the outcome of a cell's job depends on."""
     trunk = starting_trunk(job.run, recipe.init)
@@ -94,13 +100,13 @@ def _run(
     """Train and write result.json. A failure is a result too: it must not take other jobs with it."""
     directory = job.run / (cell.path if cell else "trunk")
     before = read_result(directory)
-    if not force and before is not None and before.status == "done" and before.config_digest == digest:
+    if before is not None and not force and _is_done(directory, cell, before, digest):
         (directory / "result.json").touch()  # a sweep's progress counts it
         return before
     (directory / "result.json").unlink(missing_ok=True)
 
     started = time.monotonic()
-    identity = {
+    identity: dict[str, Any] = {
         "category": cell.category if cell else None,
         "step": cell.step if cell else None,
         "seed": seed,
@@ -127,6 +133,11 @@ def _run(
         result = Result(status="failed", seconds=time.monotonic() - started, error=sentence, **identity)
     write_result(directory, result)
     return result
+
+
+def _is_done(directory: Path, cell: Cell | None, result: Result | None, digest: str) -> bool:
+    weights = directory / ("detector" if cell else "") / "model.safetensors"
+    return state(result, digest) == "done" and weights.is_file()
 
 
 def _inputs(capture: Path) -> list[str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lvd.progress import progress
 from lvd.sweep.grid import Cell
-from lvd.sweep.results import Result, read_result
+from lvd.sweep.results import Result, read_result, state
 
 _POLL_SECONDS = 0.5
 
@@ -81,15 +81,6 @@ def print_plan(run: Path, results: dict[Cell, Result | None], digests: dict[Cell
     left = sum(name != "done" for name in states.values())
     if seconds and left:
         console.print(f"about {left * sum(seconds) / len(seconds) / 60:.1f} min of training left, one by one")
-
-
-def state(result: Result | None, digest: str) -> str:
-    """done, failed, changed (done under another configuration, will run again) or to do."""
-    if result is None:
-        return "to do"
-    if result.status == "failed":
-        return "failed"
-    return "done" if result.config_digest == digest else "changed"
 
 
 def print_failures(run: Path, results: dict[Cell, Result | None]) -> int:

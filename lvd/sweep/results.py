@@ -46,5 +46,14 @@ def config_digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def state(result: Result | None, digest: str) -> str:
+    """done, failed, changed (done under another configuration, will run again) or to do."""
+    if result is None:
+        return "to do"
+    if result.status == "failed":
+        return "failed"
+    return "done" if result.config_digest == digest else "changed"
+
+
 def read_results(run: Path, cells: Iterable[Cell]) -> dict[Cell, Result | None]:
     return {cell: read_result(run / cell.path) for cell in cells}
