@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from lvd.detect.bank import step_features
-from lvd.detect.data import cell_rows
 from lvd.detect.network import HeadDetector
+from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
 

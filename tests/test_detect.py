@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lvd.detect.bank import score_step, step_features
-from lvd.detect.data import CellData, TrunkData, cell_rows, channel_statistics, label_matrix
+from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
 from lvd.detect.module import augment
 from lvd.detect.network import (
     Encoder,
@@ -30,6 +30,7 @@ from lvd.detect.network import (
     save_trunk,
     trunk_digest,
 )
+from lvd.detect.rows import cell_rows
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.errors import LvdError
 from lvd.latents.format import Sample

@@ -31,7 +31,7 @@ from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_
 GENERATOR = Path(__file__).parent / "generator"
 TEXT_WIDTH = 64
 MAX_TOKENS = 16
-BATCH = 16  # videos; small batches fit the cache of a CPU
+BATCH_FRAMES = 128  # frames in a batch, as single images or as videos: what fits the cache of a CPU
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -172,14 +172,17 @@ def train_denoiser(
     caption_index: Tensor,
     latents: Tensor,
     *,
+    frames: int,
     steps: int,
     device: torch.device,
     snapshot: Path,
 ) -> None:
     """Epsilon prediction on scaled latents, one caption in ten dropped; leaves the EMA weights in place.
 
-    tokens `[captions, MAX_TOKENS]` holds each distinct caption once, the empty one first;
-    caption_index `[N]` says which belongs to `latents[i]`.
+    Learns clips of `frames` frames: 1 learns what things look like, from eight times as many scenes a
+    second, FRAMES then learns how they move (as AnimateDiff does; Guo et al., 2024). tokens
+    `[captions, MAX_TOKENS]` holds each distinct caption once, the empty one first; caption_index `[N]` says
+    which belongs to `latents[i]`.
     """
     scheduler = build_scheduler()
     model = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device).train()
@@ -200,17 +203,19 @@ def train_denoiser(
             part.load_state_dict(state[name])
         print(f"resuming at step {done}", flush=True)
 
+    batch = BATCH_FRAMES // frames
     recent: list[float] = []
-    for step in _logged(range(done, steps), "denoiser"):
-        rows = torch.randint(len(latents), (BATCH,))
-        x_0 = latents[rows].to(device)
-        captions = caption_index[rows] * (torch.rand(BATCH) >= 0.1)
+    for step in _logged(range(done, steps), f"{frames}-frame clips"):
+        rows = torch.randint(len(latents), (batch,))
+        start = int(torch.randint(FRAMES - frames + 1, ()))
+        x_0 = latents[rows, :, start : start + frames].to(device)
+        captions = caption_index[rows] * (torch.rand(batch) >= 0.1)
         hidden = text_encoder(tokens[captions].to(device)).last_hidden_state
-        timestep = torch.randint(scheduler.config.num_train_timesteps, (BATCH,), device=device)
+        timestep = torch.randint(scheduler.config.num_train_timesteps, (batch,), device=device)
         noise = torch.randn_like(x_0)
         x_t = scheduler.add_noise(x_0, noise, timestep)
         predicted = denoise(
-            x_t, timestep, encoder_hidden_states=hidden.repeat_interleave(FRAMES, dim=0)
+            x_t, timestep, encoder_hidden_states=hidden.repeat_interleave(frames, dim=0)
         ).sample
         loss = (weight[timestep] * (predicted - noise).square().mean(dim=(1, 2, 3, 4))).mean()
         optimizer.zero_grad()
@@ -221,7 +226,7 @@ def train_denoiser(
         average.update_parameters(model)
         recent.append(loss.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            print(f"denoiser step {step + 1}: loss {np.mean(recent):.4f}", flush=True)
+            print(f"{frames}-frame step {step + 1}: loss {np.mean(recent):.4f}", flush=True)
             recent.clear()
             state = {name: part.state_dict() for name, part in parts.items()}
             torch.save({"done": step + 1, **state}, snapshot.with_suffix(".tmp"))
@@ -253,7 +258,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=GENERATOR)
     parser.add_argument("--videos", type=int, default=12_000, help="training videos (default: %(default)s)")
     parser.add_argument("--vae-steps", type=int, default=1_200)
-    parser.add_argument("--steps", type=int, default=5_000, help="denoiser steps (default: %(default)s)")
+    parser.add_argument("--image-steps", type=int, default=6_000, help="denoiser steps on single frames")
+    parser.add_argument("--steps", type=int, default=4_000, help="denoiser steps on videos")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -284,16 +290,21 @@ def main() -> None:
     place = {caption: index for index, caption in enumerate(distinct)}
     tokens = tokenizer(distinct, padding="max_length", truncation=True, return_tensors="pt").input_ids
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
-    train_denoiser(
-        unet,
-        text_encoder,
-        tokens,
-        torch.tensor([place[caption] for caption in captions]),
-        latents,
-        steps=args.steps,
-        device=device,
-        snapshot=args.output / "snapshot.pt",
-    )
+    caption_index = torch.tensor([place[caption] for caption in captions])
+    snapshots = []
+    for frames, steps in ((1, args.image_steps), (FRAMES, args.steps)):
+        snapshots.append(args.output / f"snapshot_{frames}.pt")
+        train_denoiser(
+            unet,
+            text_encoder,
+            tokens,
+            caption_index,
+            latents,
+            frames=frames,
+            steps=steps,
+            device=device,
+            snapshot=snapshots[-1],
+        )
 
     pipeline = AnimateDiffPipeline(
         vae=vae,
@@ -304,7 +315,8 @@ def main() -> None:
         scheduler=build_scheduler(),
     )
     pipeline.to("cpu").save_pretrained(args.output)
-    (args.output / "snapshot.pt").unlink()
+    for snapshot in snapshots:
+        snapshot.unlink()
     write_prompts(args.output.parent / "prompts.csv")
     print(f"saved {args.output} after {(time.monotonic() - started) / 60:.1f} min on {device}", flush=True)
 

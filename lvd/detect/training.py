@@ -13,14 +13,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lvd.detect.bank import step_features
-from lvd.detect.data import (
-    CellData,
-    Negatives,
-    TrunkData,
-    cell_rows,
-    channel_statistics,
-    label_matrix,
-)
+from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
 from lvd.detect.module import DetectorModule, TrunkModule
 from lvd.detect.network import (
     Detector,
@@ -34,6 +27,7 @@ from lvd.detect.network import (
     save_trunk,
     trunk_digest,
 )
+from lvd.detect.rows import Negatives, cell_rows
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvd.detect.data import cell_rows
+from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.latents.format import read_info, read_samples, step_name
 
