@@ -290,11 +290,12 @@ def _examples(
     except LvdError as error:
         return Section(title, f"Not shown: {error}.", [])
     steps = np.unique(np.linspace(0, test.flags.steps - 1, _SHOWN_STEPS).round().astype(int)).tolist()
+    readers = [capture.step(step) for step in steps]
     middle = capture.info.latent_shape[1] // 2
     body = []
     for place in _chosen_examples(test, decisions, count):
         sample, row = test.samples[place], test.rows[place]
-        latents = np.stack([capture.step(step)[row][:, middle] for step in steps])
+        latents = np.stack([reader[row][:, middle] for reader in readers])
         images = decode_frames(vae, torch.from_numpy(latents).float())
         highest = test.scores_NSK[place].max(axis=1)
         body.append(

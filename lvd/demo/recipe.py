@@ -6,7 +6,6 @@ with `save_pretrained`: an `AutoencoderKL` (factor 4), then a `UNetMotionModel` 
 """
 
 import argparse
-import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,7 +264,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    random.seed(args.seed)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.output.mkdir(parents=True, exist_ok=True)

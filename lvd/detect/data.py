@@ -34,13 +34,11 @@ def label_matrix(
 
 def channel_statistics(step: StepReader, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of x0 over `rows`, per channel: two `[C]` float32 tensors."""
-    total = torch.zeros(2, dtype=torch.float64)
     count = 0
-    sums: Tensor = total
+    sums = torch.zeros(2, 1, dtype=torch.float64)  # of x and of x squared, for each channel
     for start in range(0, len(rows), 256):
         x = torch.from_numpy(step.read(rows[start : start + 256])).double()
-        moments = torch.stack([x.sum(dim=(0, 2, 3, 4)), x.square().sum(dim=(0, 2, 3, 4))])
-        sums = moments if count == 0 else sums + moments
+        sums = sums + torch.stack([x.sum(dim=(0, 2, 3, 4)), x.square().sum(dim=(0, 2, 3, 4))])
         count += x.numel() // x.shape[1]
     mean = sums[0] / count
     std = (sums[1] / count - mean.square()).clamp_min(0).sqrt()
