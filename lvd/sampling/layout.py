@@ -1,22 +1,54 @@
-"""Pipelines order the axes of their latents differently; everything after the tap is B, C, F, H, W."""
+"""Pipelines order and pack the axes of latents differently; everything after the tap is B, C, F, H, W."""
 
+import math
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from lvd.errors import LvdError
 
-Layout = Literal["BCFHW", "BFCHW"]
+# Axes in brackets are one axis, the first of them outermost.
+Layout = Literal["BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+Grid = tuple[int, int, int]  # how many frames, rows and columns a latent has
+
+_AXES = {"BCFHW": 5, "BFCHW": 5, "BFHWC": 5, "(BF)CHW": 4, "B(FHW)C": 3}
 
 
-def to_BCFHW(x: Tensor, layout: Layout) -> Tensor:  # noqa: N802
+def to_BCFHW(x: Tensor, layout: Layout, grid: Grid | None = None) -> Tensor:  # noqa: N802
     """A latent as its sampler steps it, as a `[B, C, F, H, W]` view.
 
+    A layout with brackets needs `grid` to be taken apart.
+
     Raises:
-        LvdError: the latent has not the five axes that `layout` names, or `layout` is unknown.
+        LvdError: `layout` is unknown, or the latent has not its axes, or does not fit `grid`.
     """
-    if layout not in get_args(Layout):
-        raise LvdError(f"unknown layout {layout!r}: use one of {', '.join(get_args(Layout))}")
-    if x.ndim != 5:
-        raise LvdError(f"the sampler steps a latent of shape {tuple(x.shape)}; layout {layout} has five axes")
-    return x.transpose(1, 2) if layout == "BFCHW" else x
+    if layout not in LAYOUTS:
+        raise LvdError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
+    if x.ndim != _AXES[layout]:
+        raise LvdError(
+            f"the sampler steps a latent of shape {tuple(x.shape)}; layout {layout} has {_AXES[layout]} axes"
+        )
+    if layout == "BCFHW":
+        return x
+    if layout == "BFCHW":
+        return x.transpose(1, 2)
+    if layout == "BFHWC":
+        return x.movedim(-1, 1)
+    if grid is None:
+        raise LvdError(
+            f"layout {layout} cannot be taken apart without the number of frames, rows and columns"
+        )
+    if layout == "(BF)CHW":
+        if len(x) % grid[0]:
+            raise LvdError(f"the sampler steps {len(x)} frames, which are not videos of {grid[0]}")
+        videos: Tensor = x.unflatten(0, (-1, grid[0]))
+        return videos.transpose(1, 2)
+    if x.shape[1] != math.prod(grid):
+        frames, rows, columns = grid
+        raise LvdError(
+            f"the sampler steps {x.shape[1]} tokens, which are not {frames} frames of {rows} x {columns}"
+        )
+    unpacked: Tensor = x.transpose(1, 2).unflatten(2, grid)
+    return unpacked

@@ -1,0 +1,515 @@
+"""Every video pipeline: captured as it samples, guarded without a trace, or refused by name."""
+
+import inspect
+import math
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import Scripted, StubPipeline, bundle_info, stub_guard
+from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline_runs import (
+    blocked_one_and_left_the_other,
+    capture,
+    ends_on_its_last_x0,
+    guard,
+    is_what_it_heard,
+    random_bundle,
+    tiny_source,
+    write_prompts,
+)
+from pipelines import TINY, Tiny, picture
+
+from lvd.capture.prompts import PromptsFile, read_prompts
+from lvd.capture.recorder import Source, load_pipeline, record
+from lvd.config import CaptureConfig, typed
+from lvd.errors import LvdError
+from lvd.guard import Guard
+from lvd.guard.bundle import Bundle
+from lvd.latents import writer
+from lvd.latents.format import read_info, read_samples
+from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument
+from lvd.sampling.fingerprint import fingerprint
+from lvd.sampling.layout import LAYOUTS, to_BCFHW
+from lvd.sampling.pipelines import LAYOUT_OF, REFUSED, check_supported, grid_of, layout_of
+from lvd.sampling.x0 import supported
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml") if path.stem != "demo")
+PAPER = ("distorted_weird", "terrifying", "pornographic", "violent_bloody", "political")
+OFTEN = (  # one of each layout, one from an image, one that begins late
+    "CogVideoXPipeline",
+    "LTXPipeline",
+    "LTXImageToVideoPipeline",
+    "TextToVideoSDPipeline",
+    "WanVideoToVideoPipeline",
+)
+
+
+def by_name(name: str) -> Tiny:
+    return next(tiny for tiny in TINY if tiny.name == name)
+
+
+# ---- run end to end
+
+
+@pytest.mark.parametrize(
+    "tiny",
+    [pytest.param(tiny, marks=[] if tiny.name in OFTEN else pytest.mark.long, id=tiny.name) for tiny in TINY],
+)
+def test_a_pipeline_is_captured_and_guarded(tiny: Tiny, tmp_path: Path) -> None:
+    captured = capture(tiny, tmp_path)
+    assert captured.info.pipeline_class == tiny.pipeline_class
+    assert captured.info.latent_shape == tiny.latent_shape
+    assert captured.info.layout == LAYOUT_OF[tiny.pipeline_class]
+    assert is_what_it_heard(captured)
+    assert ends_on_its_last_x0(captured)
+
+    guarded = guard(captured)
+    assert sorted(guarded.outcomes) == ["safe", "unsafe"], guarded.why
+    assert blocked_one_and_left_the_other(guarded)
+
+
+def test_every_known_pipeline_is_run() -> None:
+    assert {tiny.pipeline_class for tiny in TINY} == set(LAYOUT_OF)
+
+
+def test_what_is_known_and_what_is_refused_is_in_diffusers() -> None:
+    assert not set(LAYOUT_OF) & set(REFUSED)
+    for name in (*LAYOUT_OF, *REFUSED):
+        assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline), name
+
+
+# ---- layouts
+
+
+@given(layout=st.sampled_from(LAYOUTS), shape=st.tuples(*[st.integers(1, 5)] * 5))
+def test_every_layout_becomes_BCFHW_as_a_view(layout: Any, shape: tuple[int, ...]) -> None:
+    batch, channels, frames, rows, columns = shape
+    x = torch.arange(math.prod(shape)).reshape(shape)
+    stepped = {
+        "BCFHW": x,
+        "BFCHW": x.permute(0, 2, 1, 3, 4),
+        "BFHWC": x.permute(0, 2, 3, 4, 1),
+        "(BF)CHW": x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, rows, columns),
+        "B(FHW)C": x.permute(0, 2, 3, 4, 1).reshape(batch, frames * rows * columns, channels),
+    }[layout].contiguous()
+    turned = to_BCFHW(stepped, layout, (frames, rows, columns))
+    assert torch.equal(turned, x)
+    assert turned.data_ptr() == stepped.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "grid", "sentence"),
+    [
+        ((2, 3, 4, 5, 6), "B(FHW)C", (4, 5, 6), "layout B(FHW)C has 3 axes"),
+        ((9, 3, 5, 6), "(BF)CHW", (4, 5, 6), "steps 9 frames, which are not videos of 4"),
+        ((2, 119, 3), "B(FHW)C", (4, 5, 6), "steps 119 tokens, which are not 4 frames of 5 x 6"),
+        ((2, 120, 3), "B(FHW)C", None, "cannot be taken apart without the number of frames"),
+    ],
+)
+def test_a_latent_that_is_not_as_its_layout_says_is_refused(
+    shape: tuple[int, ...], layout: Any, grid: Any, sentence: str
+) -> None:
+    with pytest.raises(LvdError) as refusal:
+        to_BCFHW(torch.zeros(shape), layout, grid)
+    assert sentence in str(refusal.value)
+
+
+class Unheard:
+    """A pipeline of a class that nobody knows."""
+
+    scheduler = None
+
+    def __call__(self, prompt: str, num_frames: int = 8) -> None: ...
+
+
+def test_the_layout_of_an_unknown_pipeline_has_to_be_given() -> None:
+    with pytest.raises(
+        LvdError, match=r"latents of Unheard lie is not known: set pipeline.layout to one of BCFHW"
+    ):
+        layout_of(Unheard())
+    assert layout_of(Unheard(), "BFCHW") == "BFCHW"
+    assert grid_of(Unheard(), "BFCHW", {}) is None
+    assert grid_of(Unheard(), "(BF)CHW", {}) == (8, 0, 0)
+    with pytest.raises(LvdError, match=r"layout B\(FHW\)C of Unheard cannot be taken apart"):
+        grid_of(Unheard(), "B(FHW)C", {})
+
+
+# ---- refused by name
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_pipeline_without_one_run_of_steps_is_refused_by_name(name: str) -> None:
+    pipe = object.__new__(getattr(diffusers, name))
+    with pytest.raises(LvdError) as refusal:
+        check_supported(pipe)
+    assert str(refusal.value) == f"{name} is not supported: {REFUSED[name]}"
+
+
+def test_a_refused_class_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    source = replace(ready("wan"), pipeline_class="WanAnimatePipeline")
+    with pytest.raises(
+        LvdError, match=r"^WanAnimatePipeline is not supported: it samples a video in segments"
+    ):
+        load_pipeline(source)
+
+
+def test_free_init_is_refused_by_name_while_it_is_on(tiny_pipeline: Any) -> None:
+    tiny_pipeline.enable_free_init(num_iters=2)
+    with pytest.raises(
+        LvdError, match=r"FreeInit of AnimateDiffPipeline is not supported: .*disable_free_init"
+    ):
+        check_supported(tiny_pipeline)
+    tiny_pipeline.disable_free_init()
+    check_supported(tiny_pipeline)
+
+
+def test_an_ip_adapter_is_refused_by_name_while_it_is_loaded(tiny_pipeline: Any) -> None:
+    tiny_pipeline.load_ip_adapter(
+        [random_ip_adapter(tiny_pipeline.unet)], subfolder="", weight_name="", image_encoder_folder=None
+    )
+    with pytest.raises(LvdError, match=r"IP-Adapter of AnimateDiffPipeline is not supported: .*unload_ip_ad"):
+        check_supported(tiny_pipeline)
+    tiny_pipeline.unload_ip_adapter()
+    check_supported(tiny_pipeline)
+
+
+def random_ip_adapter(unet: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights in the form of the published ones: keys and values for every attention to text."""
+    width, tokens, seen = unet.config.cross_attention_dim, 4, 16
+    image_proj = {
+        **{"proj.weight": torch.randn(tokens * width, seen), "proj.bias": torch.randn(tokens * width)},
+        **{"norm.weight": torch.randn(width), "norm.bias": torch.randn(width)},
+    }
+    to_text = [name for name in unet.attn_processors if "attn2" in name and "motion_modules" not in name]
+    attention = {}
+    for number, name in enumerate(to_text):
+        hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            attention[f"{2 * number + 1}.{part}.weight"] = torch.randn(hidden, width)
+    return {"image_proj": image_proj, "ip_adapter": attention}
+
+
+def test_a_guard_refuses_free_init_before_anything_is_sampled(tiny_pipeline: Any) -> None:
+    info = bundle_info(tiny_pipeline)
+    tiny_pipeline.enable_free_init(num_iters=2)
+    with pytest.raises(LvdError, match="FreeInit"):
+        Guard(Bundle(info, "d" * 64, Scripted([])), allow_mismatch=True)(tiny_pipeline, prompt="one")  # type: ignore[arg-type]
+
+
+def test_free_noise_takes_one_prompt_a_call(tiny_pipeline: Any) -> None:
+    tiny_pipeline._free_noise_context_length = 8
+    with pytest.raises(LvdError, match="FreeNoise of AnimateDiffPipeline takes one prompt a call"):
+        prompt_argument(tiny_pipeline, ["one", "two"])
+    assert prompt_argument(tiny_pipeline, ["one"]) == {"prompt": "one"}
+
+
+# ---- pipelines of other kinds, under a guard
+
+
+class FromImages(StubPipeline):
+    """No prompts, guidance by another name, and videos that come bare: like Stable Video Diffusion."""
+
+    def __call__(  # type: ignore[override]
+        self, image: Any, num_inference_steps: int, max_guidance_scale: float, return_dict: bool
+    ) -> Any:
+        prompts = [""] * (len(image) if isinstance(image, list) else 1)
+        return super().__call__(prompts, num_inference_steps, max_guidance_scale, return_dict=False)[0]
+
+
+def test_a_pipeline_without_prompts_is_guarded_by_its_images() -> None:
+    pipe = FromImages()
+    flagged = np.zeros((2, 6), bool)
+    flagged[1] = True
+    guard = stub_guard(pipe, flagged)
+    result = guard(pipe, image=[picture(0), picture(1)])
+    assert [decision.outcome for decision in result.decisions] == ["safe", "unsafe"]
+    expected = StubPipeline()(prompt=["", ""], num_inference_steps=6, return_dict=False)[0]
+    assert torch.equal(result.videos[0], expected[0])
+    assert result.videos[1] is None
+    assert pipe.received[0]["guidance_scale"] == 5.0
+    with pytest.raises(LvdError, match="there is no prompt"):
+        guard(pipe)
+
+
+class BeginningLate(StubPipeline):
+    """Leaves the first steps of its schedule out, as a video does that is noised in part."""
+
+    first = 4
+
+    def __call__(self, *args: Any, strength: float, **others: Any) -> Any:
+        self.order = lambda timesteps: timesteps[self.first :]
+        return super().__call__(*args, **others)
+
+
+@pytest.mark.parametrize(
+    ("first", "outcome", "why"),
+    [
+        (4, "safe", "0 of the first 4 steps flagged, 1 of 4 are needed"),
+        (3, "unchecked", "step 0: timestep 600 where 500 should come: a step was skipped or repeated"),
+        (5, "unchecked", "step 0: timestep 400 where 500 should come: a step was skipped or repeated"),
+    ],
+)
+def test_a_guard_knows_with_which_step_a_sampler_begins_that_begins_late(
+    first: int, outcome: str, why: str
+) -> None:
+    pipe = BeginningLate()
+    pipe.first = first
+    guard = stub_guard(pipe, np.zeros((1, 6), bool), {"call": {"num_inference_steps": 10, "strength": 0.6}})
+    (decision,) = guard(pipe, prompt="one").decisions
+    assert (decision.outcome, decision.why) == (outcome, why)
+
+
+# ---- adapters
+
+
+def test_a_guard_notices_what_was_plugged_in_after_the_capture(tiny_pipeline: Any) -> None:
+    plain = fingerprint(tiny_pipeline)
+    tiny_pipeline._free_noise_context_length, tiny_pipeline._free_noise_context_stride = 8, 4
+    assert fingerprint(tiny_pipeline) != plain
+    tiny_pipeline.disable_free_noise()
+    assert fingerprint(tiny_pipeline) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [("WanPipeline", "transformer"), pytest.param("AnimateDiffPAGPipeline", "unet", marks=pytest.mark.long)],
+)
+def test_a_lora_is_captured_recorded_and_recognised(name: str, network: str, tmp_path: Path) -> None:
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    tiny = by_name(name)
+    without = capture(tiny, tmp_path)
+    adapted = getattr(without.pipe, network)
+    adapted.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    for parameter, values in adapted.named_parameters():
+        if "lora_B" in parameter:
+            torch.nn.init.normal_(values)
+    type(without.pipe).save_lora_weights(
+        tmp_path / "lora", get_peft_model_state_dict(adapted), weight_name="mine.safetensors"
+    )
+
+    lora = {"path": str(tmp_path / "lora"), "weight_name": "mine.safetensors", "scale": 0.5}
+    (tmp_path / "with").mkdir()
+    with_lora = capture(replace(tiny, loras=(lora,)), tmp_path / "with")
+    assert with_lora.info.parts == {"loras": [lora]}
+    assert with_lora.info.fingerprint != without.info.fingerprint
+    assert not torch.equal(with_lora.x0(), without.x0())
+    assert is_what_it_heard(with_lora)
+    assert blocked_one_and_left_the_other(guard(with_lora))
+
+    bundle = random_bundle(without.info, 0.5)
+    with pytest.raises(LvdError, match=f"the {network} is another network than the capture's"):
+        with_lora.guarded(Guard(bundle), with_lora.batches()[0])
+
+
+# ---- guidance by another name, or none
+
+
+def test_guidance_goes_by_the_name_that_the_pipeline_has() -> None:
+    assert guidance_argument(by_name("WanPipeline").build(), 4.0) == {"guidance_scale": 4.0}
+    assert guidance_argument(by_name("StableVideoDiffusionPipeline").build(), 3.0) == {
+        "max_guidance_scale": 3.0
+    }
+    with pytest.raises(LvdError, match=r"Unheard takes no guidance_scale: set pipeline.guidance=null"):
+        guidance_argument(Unheard(), 3.0)
+    assert guidance_argument(Unheard(), None) == {}
+    assert call_arguments(Unheard(), 5, None, {}, 2) == {"num_inference_steps": 5}
+
+
+# ---- the ready files
+
+
+def ready(name: str) -> Source:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        config = typed(compose("capture", [f"pipeline={name}", "prompts=prompts.csv"]), CaptureConfig)
+    return config.pipeline.source()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_ready_file_is_a_call_that_its_pipeline_takes(name: str) -> None:
+    source = ready(name)
+    assert source.category_names == PAPER
+    kind = getattr(diffusers, source.pipeline_class)
+    parameters = inspect.signature(kind.__call__).parameters
+    assert source.pipeline_class in LAYOUT_OF
+    assert set(source.call) <= set(parameters)
+    assert source.guidance is None or {"guidance_scale", "max_guidance_scale"} & set(parameters)
+    assert {"height", "width"} <= set(source.call)
+    assert source.revision is not None
+    components = set(inspect.signature(kind.__init__).parameters)
+    assert set(source.dtypes) <= components
+    assert ("motion_adapter" in components) == (source.motion_adapter is not None)
+    if source.scheduler is not None:
+        assert source.scheduler in supported()
+        taken = inspect.signature(getattr(diffusers, source.scheduler).__init__).parameters
+        assert set(source.scheduler_config) <= set(taken)
+    if "strength" in source.call:
+        assert source.steps == int(source.call["num_inference_steps"] * source.call["strength"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FILES)
+def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Path) -> None:
+    """With its own scheduler, guidance, options and mixed dtypes: only smaller, shorter, without adapters."""
+    source = ready(name)
+    tiny = next(
+        tiny
+        for tiny in TINY
+        if tiny.pipeline_class == source.pipeline_class and bool(tiny.free_noise) == bool(source.free_noise)
+    )
+    small = tiny_source(tiny, tmp_path)
+    source = replace(
+        source,
+        path=small.path,
+        revision=None,
+        motion_adapter=None,
+        loras=(),
+        device="cpu",
+        dtype=source.dtype if source.dtypes else "float32",  # half precision alone is slow on a CPU
+        steps=small.steps,
+        call={**source.call, **tiny.call},
+        free_noise=small.free_noise,
+    )
+    samples, labelled = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), PAPER, seed=0)
+    record(
+        source,
+        samples[:1],
+        labelled,
+        tmp_path / "capture",
+        batch_size=1,
+        preview=True,
+        folder=tmp_path,
+    )
+    info = read_info(tmp_path / "capture")
+    assert info.latent_shape == tiny.latent_shape
+    assert info.scheduler == source.scheduler or source.scheduler is None
+    assert len(list((tmp_path / "capture" / "preview").glob("*.gif"))) == 1
+
+
+def test_the_papers_own_sampling_is_in_the_ready_files() -> None:
+    for name in ("animatediff", "magictime"):
+        source = ready(name)
+        assert (source.steps, source.guidance) == (50, 8.5)
+        assert source.call == {
+            **{"num_frames": 16, "height": 512, "width": 512},
+            "negative_prompt": "worst quality, low quality, letterboxed",
+        }
+        betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
+        assert source.scheduler == "DDIMScheduler"
+        assert source.scheduler_config.items() >= {**betas, "steps_offset": 1, "clip_sample": False}.items()
+
+
+# ---- images and videos in a prompts file
+
+
+def test_a_column_of_images_through_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = by_name("CogVideoXImageToVideoPipeline")
+    tiny_source(tiny, tmp_path)
+    (tmp_path / "inputs").mkdir()
+    write_prompts(tiny, tmp_path / "inputs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that what the command sets is undone
+    settings = {"path": tmp_path / "pipeline", "revision": "null", "dtype": "float32", "steps": 3}
+    sizes = {"num_frames": 9, "height": 32, "width": 64, "max_sequence_length": 16}
+    arguments = [
+        *("pipeline=cogvideox_i2v", "prompts=../inputs/prompts.csv", "name=mine"),
+        *(f"pipeline.{key}={value}" for key, value in settings.items()),
+        *(f"++pipeline.call.{key}={value}" for key, value in sizes.items()),
+    ]
+    monkeypatch.setattr(sys, "argv", ["capture.py", *arguments])
+    runpy.run_path(str(CONF.parent / "capture.py"), run_name="__main__")
+    assert "2 samples without labels" in " ".join(capsys.readouterr().out.split())
+    capture_dir = tmp_path / "elsewhere" / "captures" / "mine"
+    assert read_info(capture_dir).latent_shape == tiny.latent_shape
+    assert [sample.image for sample in read_samples(capture_dir)] == ["first.png", "second.png"]
+
+
+def test_samples_of_one_image_are_in_one_split_and_those_without_a_prompt_are_not_alike(
+    tmp_path: Path,
+) -> None:
+    for seed in range(30):
+        picture(seed).save(tmp_path / f"{seed}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "prompts.csv").write_text(
+        "image\n" + "".join(f"{seed}.png\n" for seed in range(30)) + "copy.png\n"
+    )
+    samples, _ = read_prompts(PromptsFile(tmp_path / "prompts.csv"), ("alpha",), seed=0)
+    assert {sample.split for sample in samples} == {"train", "val", "test"}
+    assert samples[0].prompt_id == samples[30].prompt_id
+    assert samples[0].split == samples[30].split
+    assert len({sample.prompt_id for sample in samples}) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("image\nnone.png\n", "row 1: no such image: "),
+        ("prompt,image\na cat,prompts.csv\n", "row 1: {}/prompts.csv is not an image that can be read"),
+        ("video\nnone.gif\n", "row 1: no such video: "),
+        ("image,seed\n,3\n", "row 1: the prompt is empty"),
+    ],
+)
+def test_an_input_that_is_not_there_or_none_is_refused_before_anything_is_loaded(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    (tmp_path / "prompts.csv").write_text(text)
+    with pytest.raises(LvdError) as refusal:
+        read_prompts(PromptsFile(tmp_path / "prompts.csv"), ("alpha",), seed=0)
+    assert sentence.format(tmp_path) in str(refusal.value)
+
+
+def test_images_are_kept_with_the_samples_and_a_capture_with_others_is_refused(tmp_path: Path) -> None:
+    captured = capture(by_name("CogVideoXImageToVideoPipeline"), tmp_path)
+    samples = captured.reader.samples
+    assert [sample.image for sample in samples] == ["first.png", "second.png"]
+    others = [replace(samples[0], image="second.png"), samples[1]]
+    with pytest.raises(
+        LvdError, match=f"exists with other samples .first difference: sample {samples[0].sample_id}"
+    ):
+        writer.check_same(captured.capture, {}, others)
+
+
+def test_a_pipeline_that_takes_no_image_refuses_the_call(tmp_path: Path) -> None:
+    with pytest.raises(
+        LvdError, match=r"the pipeline refused the call: .*unexpected keyword argument 'image'"
+    ):
+        capture(replace(by_name("WanPipeline"), inputs="image"), tmp_path)
+    assert not (tmp_path / "capture").exists()
+
+
+# ---- what the docs say
+
+
+def test_the_docs_list_every_file_pipeline_and_refusal() -> None:
+    text = (CONF.parent / "docs" / "generators.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    assert [row[0].strip("`") for row in rows if row[0].strip("`") in FILES] == FILES
+    listed = {row[0]: row for row in rows if len(row) == 7 and row[0] != "pipeline"}
+    assert list(listed) == [tiny.name for tiny in TINY]
+    for tiny in TINY:
+        assert listed[tiny.name][3:] == [
+            str(list(tiny.latent_shape)),
+            LAYOUT_OF[tiny.pipeline_class],
+            "yes",
+            "yes",
+        ]
+    assert {row[0]: row[1] for row in rows if row[0] in REFUSED} == REFUSED
+    assert {row[0] for row in rows if row[0].endswith("Scheduler")} == set(supported())
