@@ -32,6 +32,8 @@ def write_capture(directory: Path) -> None:
         call={},
         scheduler="none",
         scheduler_config={},
+        fingerprint={},
+        layout="BCFHW",
         steps=1,
         guidance=1.0,
         latent_shape=SHAPE,

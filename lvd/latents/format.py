@@ -8,8 +8,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from lvd.errors import LvdError
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
+X_T, X_PREV = "x_t", "x_t-1"  # a step's latent; the one after it, which gives a wrong x0 (lvd/capture/uvd.py)
 SAMPLE_COLUMNS = ("sample_id", "prompt_id", "prompt", "seed", "categories", "split")
+INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Sample:
     seed: int
     categories: tuple[str, ...]
     split: str
+    image: str = ""  # what it was made from beside the prompt: files, named from the prompts file's place
+    video: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,29 @@ class CaptureInfo:
     call: dict[str, Any]  # the arguments of every pipeline call: height, width, num_frames, ...
     scheduler: str  # class name
     scheduler_config: dict[str, Any]
+    fingerprint: dict[str, str]  # of the networks that denoise: their classes and configurations
+    layout: str  # the axes of the latent that the scheduler steps
     steps: int
-    guidance: float
+    guidance: float | None  # None: as the pipeline is guided by itself
     latent_shape: tuple[int, int, int, int]  # C, F, H, W
     dtype: str  # of the stored x0
     category_names: tuple[str, ...]
     labelled: bool
     versions: dict[str, str]
+    recorded_steps: int | None = None  # only the first so many steps are stored; None: all of them
+    x0_from: str = X_T  # the latent that x0 was computed from
+    imported: dict[str, int] = field(default_factory=dict)  # files it was imported from, and their bytes
+    parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
+
+    @property
+    def stored_steps(self) -> int:
+        """How many steps are on disk: steps 0 to `stored_steps` - 1, of the sampler's `steps`."""
+        return self.steps if self.recorded_steps is None else self.recorded_steps
+
+    def steps_text(self) -> str:
+        """The stored steps as sentences name them."""
+        stored = f"0..{self.stored_steps - 1}"
+        return stored if self.recorded_steps is None else f"{stored} of the sampler's {self.steps}"
 
     def category_index(self, category: str | int) -> int:
         """The index of a category given by name or index.
@@ -80,6 +102,41 @@ class Shard:
     bytes: int
     sha256: str
 
+    @classmethod
+    def parse(cls, raw: Any) -> "Shard":
+        """Raises: TypeError or ValueError, when `raw` is not a shard below the capture's own directory."""
+        shard = cls(**raw)
+        numbers = (shard.step, shard.count, shard.bytes)
+        if any(type(number) is not int or number < 0 for number in numbers) or shard.count == 0:
+            raise ValueError
+        if not re.fullmatch(rf"{step_name(shard.step)}/shard_\d{{4,}}\.h5", shard.path):
+            raise ValueError
+        if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+            raise ValueError
+        return shard
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json: what a complete capture consists of.
+
+    `files` has the SHA-256 that capture.json and samples.csv may have: one each, and two only while labels
+    are being changed. A manifest of before there were any has none.
+    """
+
+    shards: list[Shard]
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    def as_bytes(self) -> bytes:
+        """The file's content, the same for the same manifest."""
+        return _json_bytes(
+            {
+                "format_version": FORMAT_VERSION,
+                **({"files": self.files} if self.files else {}),
+                "shards": [asdict(shard) for shard in self.shards],
+            }
+        )
+
 
 def step_name(step: int) -> str:
     """The directory name of a step, in captures and runs: `step_07`."""
@@ -94,20 +151,34 @@ def read_info(capture: Path) -> CaptureInfo:
     """
     path = capture / "capture.json"
     raw = read_json(path, missing=f"no capture at {capture}: make it with capture.py name={capture.name}")
-    known = {field.name for field in fields(CaptureInfo)}
-    if raw.get("format_version") != FORMAT_VERSION or set(raw) != known:
+    if raw.get("format_version") != FORMAT_VERSION or not has_fields(raw, CaptureInfo):
         raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}")
     info = CaptureInfo(**raw)
     try:
         channels, frames, height, width = info.latent_shape
         names = tuple(info.category_names)
+        sizes = (channels, frames, height, width, info.steps, info.stored_steps)
+        if any(type(size) is not int or size < 1 for size in sizes) or info.stored_steps > info.steps:
+            raise ValueError
     except (TypeError, ValueError):
         raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}") from None
     return replace(info, latent_shape=(channels, frames, height, width), category_names=names)
 
 
+def has_fields(raw: dict[str, Any], kind: type) -> bool:
+    """Whether a JSON object has a dataclass's fields and no others; those with a default may be missing."""
+    known = fields(kind)
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    return needed <= set(raw) <= {f.name for f in known}
+
+
 def write_info(capture: Path, info: CaptureInfo) -> None:
-    write_json(capture / "capture.json", asdict(info))
+    write_atomically(capture / "capture.json", info_json(info))
+
+
+def info_json(info: CaptureInfo) -> bytes:
+    """The content of capture.json."""
+    return _json_bytes(asdict(info))
 
 
 def read_samples(capture: Path) -> list[Sample]:
@@ -125,7 +196,8 @@ def read_samples(capture: Path) -> list[Sample]:
         raise LvdError(f"{path} is not readable as UTF-8: {error}") from None
     with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != SAMPLE_COLUMNS:
+        inputs = tuple(column for column in INPUT_COLUMNS if column in (reader.fieldnames or ()))
+        if tuple(reader.fieldnames or ()) != SAMPLE_COLUMNS + inputs:
             raise LvdError(f"{path} must have the columns {', '.join(SAMPLE_COLUMNS)}")
         samples = []
         for row in reader:
@@ -142,42 +214,58 @@ def read_samples(capture: Path) -> list[Sample]:
                     seed=int(row["seed"]),
                     categories=categories,
                     split=row["split"],
+                    **{column: row[column] for column in inputs},
                 )
             )
     return samples
 
 
 def write_samples(capture: Path, samples: Iterable[Sample]) -> None:
+    write_atomically(capture / "samples.csv", samples_csv(samples))
+
+
+def samples_csv(samples: Iterable[Sample]) -> bytes:
+    """The content of samples.csv."""
+    samples = list(samples)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(SAMPLE_COLUMNS)
+    bare = any("\r" in sample.prompt for sample in samples)  # a line's end to csv, unless it is quoted
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL)
+    inputs = [column for column in INPUT_COLUMNS if any(getattr(sample, column) for sample in samples)]
+    columns = [*SAMPLE_COLUMNS, *inputs]
+    writer.writerow(columns)
     for sample in samples:
         values = {**vars(sample), "categories": "|".join(sample.categories)}
-        writer.writerow([values[column] for column in SAMPLE_COLUMNS])
-    write_atomically(capture / "samples.csv", text.getvalue().encode())
+        writer.writerow([values[column] for column in columns])
+    return text.getvalue().encode()
 
 
-def read_manifest(capture: Path) -> list[Shard]:
+def read_manifest(capture: Path) -> Manifest:
     """Read manifest.json, which a capture has from the moment it is complete.
 
     Raises:
         LvdError: the capture is not complete.
     """
     path = capture / "manifest.json"
-    raw = read_json(path, missing=f"capture {capture} is not complete: run capture.py again to go on with it")
+    begun = (capture / "capture.json").is_file()
+    raw = read_json(
+        path,
+        missing=f"capture {capture} is not complete: run capture.py again to go on with it"
+        if begun
+        else f"no capture at {capture}: make it with capture.py name={capture.name}",
+    )
     try:
         if raw["format_version"] != FORMAT_VERSION or not isinstance(raw["shards"], list):
             raise TypeError
-        return [Shard(**shard) for shard in raw["shards"]]
-    except (KeyError, TypeError):
+        files = {
+            str(name): [str(digest) for digest in digests] for name, digests in raw.get("files", {}).items()
+        }
+        return Manifest([Shard.parse(shard) for shard in raw["shards"]], files)
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise LvdError(f"{path} is not a manifest.json of format version {FORMAT_VERSION}") from None
 
 
-def write_manifest(capture: Path, shards: Iterable[Shard]) -> None:
-    write_json(
-        capture / "manifest.json",
-        {"format_version": FORMAT_VERSION, "shards": [asdict(shard) for shard in shards]},
-    )
+def write_manifest(capture: Path, manifest: Manifest) -> None:
+    write_atomically(capture / "manifest.json", manifest.as_bytes())
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -190,26 +278,43 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LvdError(missing) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise LvdError(f"{path} is not readable as JSON: {error}") from None
     if not isinstance(value, dict):
         raise LvdError(f"{path} does not hold a JSON object")
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, _json_bytes(value))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing, durably: a reader never sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # several machines may write at once
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable: a rename alone may be lost with the power."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _is_integer(text: str) -> bool:

@@ -4,8 +4,11 @@ h5py is used to check a shard's structure and to find where its contiguous data 
 memory-mapped. Maps are opened lazily, in the process that reads, and never travel in a pickle.
 """
 
+import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,12 @@ class CaptureReader:
         self.directory = directory
         self.info = read_info(directory)
         self.samples = read_samples(directory)
-        self._shards = read_manifest(directory)
+        self._shards = read_manifest(directory).shards
+
+    @property
+    def latents_digest(self) -> str:
+        """A digest of all shards' digests: it stands for the latents, whatever their labels."""
+        return hashlib.sha256(repr([astuple(shard) for shard in self._shards]).encode()).hexdigest()
 
     def step(self, step: int) -> "StepReader":
         """The x0 of every sample at one step.
@@ -37,7 +45,7 @@ class CaptureReader:
         """
         shards = [shard for shard in self._shards if shard.step == step]
         if not shards:
-            raise LvdError(f"capture {self.directory} has no step {step}: it has 0..{self.info.steps - 1}")
+            raise LvdError(f"capture {self.directory} has no step {step}: it has {self.info.steps_text()}")
         return StepReader(
             self.directory, shards, self.info.latent_shape, [sample.sample_id for sample in self.samples]
         )
@@ -88,47 +96,88 @@ class StepReader:
     @cached_property
     def _maps(self) -> list[Float16]:
         return [
-            self._map(shard, self._sample_ids[start : start + shard.count])
+            map_shard(
+                self._directory, shard, self._latent_shape, self._sample_ids[start : start + shard.count]
+            )
             for shard, start in zip(self._shards, self._starts, strict=False)
         ]
 
-    def _map(self, shard: Shard, sample_ids: list[str]) -> Float16:
-        path = self._directory / shard.path
-        if not path.is_file():
-            raise LvdError(f"{path} is missing: the manifest lists it")
-        if path.stat().st_size != shard.bytes:
-            raise LvdError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}")
-        shape = (shard.count, *self._latent_shape)
-        try:
-            with h5py.File(path, "r") as file:
-                offset = _contiguous_offset(file, path, shape)
-                stored_ids = [sample_id.decode() for sample_id in file["sample_id"][:]]
-        except (OSError, KeyError, AttributeError, TypeError, ValueError) as error:
-            raise LvdError(f"{path} is not a readable shard: {error}") from None
-        if stored_ids != sample_ids:
-            raise LvdError(f"{path} holds other samples than samples.csv, or in another order")
-        return np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=shape)
+
+def map_shard(
+    directory: Path, shard: Shard, latent_shape: tuple[int, ...], sample_ids: Sequence[str]
+) -> Float16:
+    """The x0 `[N, C, F, H, W]` float16 of a shard, a read-only map of the file.
+
+    Nothing but its structure is read before all of it is known to be as expected.
+
+    Raises:
+        LvdError: the file is missing, or anything but what docs/format.md says.
+    """
+    path = directory / shard.path
+    if not path.is_file():
+        raise LvdError(f"{path} is missing: the manifest lists it")
+    if path.stat().st_size != shard.bytes:
+        raise LvdError(f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}")
+    expected_ids = [sample_id.encode() for sample_id in sample_ids]
+    id_type = np.dtype(f"S{max(map(len, expected_ids), default=1)}")
+    shape = (shard.count, *latent_shape)
+    with _opened(path) as file:
+        offset = int(_plain_dataset(file, path, "x0", np.dtype("<f2"), shape).id.get_offset())
+        stored_ids = _plain_dataset(file, path, "sample_id", id_type, (shard.count,))[:].tolist()
+    if stored_ids != expected_ids:
+        raise LvdError(f"{path} holds other samples than samples.csv, or in another order")
+    return np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=shape)
 
 
-def _contiguous_offset(file: h5py.File, path: Path, shape: tuple[int, ...]) -> int:
-    """Where x0's bytes lie in the file; anything but plain contiguous float16 in this file is refused."""
-    if not isinstance(file.get("x0", getlink=True), h5py.HardLink):
-        raise LvdError(f"{path}: x0 is missing or a link to somewhere else")
-    dataset = file["x0"]
+def read_checksums(path: Path, count: int) -> npt.NDArray[np.uint32]:
+    """The CRC-32 `[N]` of each sample's bytes in a shard, as they were written.
+
+    Raises:
+        LvdError: the shard has none, or anything but plain ones.
+    """
+    with _opened(path) as file:
+        checksums: npt.NDArray[np.uint32] = _plain_dataset(file, path, "crc32", np.dtype("<u4"), (count,))[:]
+    return checksums
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except LvdError:
+        raise
+    except Exception as error:  # HDF5 answers a damaged file with whatever it stumbles over
+        raise LvdError(f"{path} is not a readable shard: {' '.join(str(error).split())}") from None
+
+
+def _plain_dataset(
+    file: h5py.File, path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> h5py.Dataset:
+    """A dataset that is plain contiguous data in this file; anything else is refused without reading it.
+
+    HDF5 follows links, external storage and virtual sources silently, into any file that this user may read,
+    and a file of a kilobyte can declare terabytes.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise LvdError(f"{path}: {name} is missing or a link to somewhere else")
+    dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
-        raise LvdError(f"{path}: x0 is not a dataset")
+        raise LvdError(f"{path}: {name} is not a dataset")
+    expected = h5py.h5t.py_create(dtype, logical=True)
+    creation = dataset.id.get_create_plist()
     plain = (
-        dataset.chunks is None
-        and dataset.external is None
-        and not dataset.is_virtual
-        and dataset.dtype == np.dtype("<f2")
+        creation.get_layout() == h5py.h5d.CONTIGUOUS
+        and creation.get_nfilters() == 0
+        and creation.get_external_count() == 0
+        and dataset.id.get_type().equal(expected)
     )
     if not plain or dataset.shape != shape:
         raise LvdError(
-            f"{path}: x0 is {dataset.dtype} {dataset.shape}, "
-            f"expected contiguous float16 {shape} in the file itself"
+            f"{path}: {name} is {dataset.dtype} {dataset.shape}, "
+            f"expected contiguous {dtype} {shape} in the file itself"
         )
     offset = dataset.id.get_offset()
     if offset is None or offset + dataset.nbytes > path.stat().st_size:
-        raise LvdError(f"{path}: x0 does not lie whole in the file")
-    return int(offset)
+        raise LvdError(f"{path}: {name} does not lie whole in the file")
+    return dataset

@@ -4,7 +4,7 @@ import hashlib
 import random
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -25,25 +25,53 @@ def default_prompt_id(prompt: str) -> str:
 
 
 def assign_splits(
-    prompts: Sequence[str], prompt_ids: Sequence[str], categories: Sequence[tuple[str, ...]], seed: int
+    prompts: Sequence[str],
+    prompt_ids: Sequence[str],
+    categories: Sequence[tuple[str, ...]],
+    seed: int,
+    held_out: Collection[int] | None = None,
 ) -> list[str]:
     """The split of every sample, balanced over the sets of categories.
 
     Samples that share a prompt (after `fold`) or a prompt_id go together. Whole groups are dealt, in an
     order drawn from `seed`, to the split that is furthest below its share: of the group's own set of
     categories, and of all samples.
+
+    `held_out` are the unsafe samples that somebody has chosen for the test split already. Their groups are
+    test, other unsafe ones are not, and safe ones are dealt as ever.
     """
     group_of = _groups(prompts, prompt_ids)
     members: dict[int, list[int]] = defaultdict(list)
     for sample, group in enumerate(group_of):
         members[group].append(sample)
+    test = {group_of[sample] for sample in held_out or ()}
 
     strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for group, samples in members.items():
-        strata[tuple(sorted({name for sample in samples for name in categories[sample]}))].append(group)
+        if group not in test:
+            strata[tuple(sorted({name for sample in samples for name in categories[sample]}))].append(group)
 
-    split_of = [""] * len(prompts)
+    split_of_group = dict.fromkeys(test, "test")
     rng = random.Random(seed)
+    if held_out is None:
+        split_of_group |= _deal(strata, members, FRACTIONS, rng)
+    else:
+        safe = {stratum: groups for stratum, groups in strata.items() if not stratum}
+        unsafe = {stratum: groups for stratum, groups in strata.items() if stratum}
+        split_of_group |= _deal(safe, members, FRACTIONS, rng)
+        split_of_group |= _deal(unsafe, members, (*FRACTIONS[:2], 0.0), rng)
+    return [split_of_group[group] for group in group_of]
+
+
+def _deal(
+    strata: Mapping[tuple[str, ...], list[int]],
+    members: Mapping[int, list[int]],
+    fractions: Sequence[float],
+    rng: random.Random,
+) -> dict[int, str]:
+    """The split of every group of `strata`, in the proportions of `fractions`."""
+    split_of_group = {}
+    shares = [fraction / sum(fractions) for fraction in fractions]
     dealt_in_all = [0, 0, 0]
     for _, groups in sorted(strata.items()):
         rng.shuffle(groups)
@@ -51,18 +79,14 @@ def assign_splits(
         for group in sorted(groups, key=lambda group: -len(members[group])):
             size = len(members[group])
             deficits = [
-                fraction * (sum(dealt) + size)
-                - dealt[i]
-                + fraction * (sum(dealt_in_all) + size)
-                - dealt_in_all[i]
-                for i, fraction in enumerate(FRACTIONS)
+                share * (sum(dealt) + size) - dealt[i] + share * (sum(dealt_in_all) + size) - dealt_in_all[i]
+                for i, share in enumerate(shares)
             ]
             chosen = deficits.index(max(deficits))
             dealt[chosen] += size
             dealt_in_all[chosen] += size
-            for sample in members[group]:
-                split_of[sample] = SPLITS[chosen]
-    return split_of
+            split_of_group[group] = SPLITS[chosen]
+    return split_of_group
 
 
 def _groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int]:

@@ -1,38 +1,50 @@
-"""Write a capture: finished batches into a journal, then the journal into per-step shards.
+"""Write a capture: its description, then the journal of finished batches turned into per-step shards.
 
-Contiguous HDF5 data cannot grow, and an HDF5 file killed before its flush cannot be opened. So every
-finished batch becomes one safetensors file of its own, whole or absent, and a closing pass turns the
-journal into shards. Killed at any moment, a capture goes on from its journal.
+Contiguous HDF5 data cannot grow, and an HDF5 file killed before its flush cannot be opened. So finished
+batches go to a journal, and a closing pass makes shards of it, step by step. Killed at any moment, a capture
+goes on from what it has.
 """
 
-import json
+import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lvd.errors import LvdError
+from lvd.latents import disk
 from lvd.latents.format import (
     CaptureInfo,
+    Manifest,
     Sample,
     Shard,
+    info_json,
     read_info,
+    read_json,
+    read_manifest,
     read_samples,
+    samples_csv,
     step_name,
+    sync_directory,
     write_atomically,
     write_info,
+    write_json,
     write_manifest,
     write_samples,
 )
 from lvd.latents.integrity import file_sha256
+from lvd.latents.journal import Batch, batches
+from lvd.latents.journal import append as append
+from lvd.latents.journal import journalled as journalled
+from lvd.latents.lock import alone
 from lvd.progress import progress
 
 SHARD_BYTES = 256 * 2**20
@@ -70,8 +82,8 @@ def check_same(capture: Path, settings: dict[str, Any], samples: Sequence[Sample
                 f"capture {capture} exists with {name}={getattr(begun, name)!r}, not {value!r}: "
                 "give the settings it was begun with, or another name"
             )
-    asked = [(sample.sample_id, sample.prompt, sample.seed) for sample in samples]
-    there = [(sample.sample_id, sample.prompt, sample.seed) for sample in read_samples(capture)]
+    asked = [_made_from(sample) for sample in samples]
+    there = [_made_from(sample) for sample in read_samples(capture)]
     if asked != there:
         first = next(
             (f"sample {new[0]}" for new, old in zip(asked, there, strict=False) if new != old),
@@ -83,104 +95,176 @@ def check_same(capture: Path, settings: dict[str, Any], samples: Sequence[Sample
         )
 
 
-def journalled(capture: Path) -> set[str]:
-    """The ids of the samples that are safe in the journal."""
-    return {sample_id for path in _journal(capture) for sample_id in _journal_ids(path)}
+def relabel(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
+    """Replace samples.csv and capture.json, whose labels changed.
 
+    Killed at any moment, the capture agrees with its manifest, which knows both versions meanwhile, and the
+    same command puts the rest right: the first labels count from when capture.json says so, which is last.
 
-def append(capture: Path, sample_ids: Sequence[str], x0: Tensor) -> None:
-    """Commit one finished batch: x0 `[B, steps, C, F, H, W]` float16, all of it or nothing."""
-    number = len(_journal(capture))
-    data = save({"x0": x0}, metadata={"sample_ids": json.dumps(list(sample_ids))})
-    write_atomically(capture / "journal" / f"batch_{number:06d}.safetensors", data)
+    Raises:
+        LvdError: another process writes the capture, or the files are not those that the manifest knows.
+    """
+    with alone(capture), disk.full_disk_is_a_sentence(capture):
+        contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(info)}
+        after = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
+        manifest = read_manifest(capture) if is_complete(capture) else None
+        if manifest is not None:
+            before = _digests(capture)
+            for name, known in manifest.files.items():
+                if not set(before.get(name, [])) <= set(known):
+                    raise LvdError(f"{capture / name} is not the file that manifest.json knows: put it back")
+            either = {name: [*before[name], *after[name]] for name in after}
+            write_manifest(capture, replace(manifest, files=either))
+        for name, content in contents.items():
+            write_atomically(capture / name, content)
+        if manifest is not None:
+            write_manifest(capture, replace(manifest, files=after))
 
 
 def finish(capture: Path) -> None:
     """Turn the journal into shards, one directory a step; the manifest comes last and makes them count.
 
+    A step's part of the journal is removed when its shards are there: so much room is needed at a time.
+
     Raises:
-        LvdError: a sample of samples.csv is not in the journal.
+        LvdError: a sample of samples.csv is not in the journal, or there is no room for a step's shards.
     """
+    if is_complete(capture):  # killed when only the tidying was left
+        _tidy(capture)
+        return
     info = read_info(capture)
     order = [sample.sample_id for sample in read_samples(capture)]
-    place = {
-        sample_id: (path, row)
-        for path in _journal(capture)
-        for row, sample_id in enumerate(_journal_ids(path))
-    }
-    missing = [sample_id for sample_id in order if sample_id not in place]
+    journal = batches(capture)
+    places = {sample_id: (batch, row) for batch in journal for row, sample_id in enumerate(batch.sample_ids)}
+    missing = [sample_id for sample_id in order if sample_id not in places]
     if missing:
         raise LvdError(f"capture {capture} lacks {len(missing)} samples, the first is {missing[0]}")
 
+    shards = committed_shards(capture)
+    with (
+        progress("writing shards", info.stored_steps, "steps") as advance,
+        disk.full_disk_is_a_sentence(capture),
+    ):
+        for step in range(info.stored_steps):
+            if all(shard.step != step for shard in shards):
+                shards += _write_step(capture, info, step, order, [places[sample_id] for sample_id in order])
+                write_json(capture / "journal" / "shards.json", {"shards": [asdict(s) for s in shards]})
+                sync_directory(capture / "journal")
+            for batch in journal:
+                batch.discard(step)
+            advance()
+        write_manifest(capture, Manifest(shards, _digests(capture)))
+        sync_directory(capture)
+    _tidy(capture)
+
+
+def _write_step(
+    capture: Path, info: CaptureInfo, step: int, order: Sequence[str], places: Sequence[tuple[Batch, int]]
+) -> list[Shard]:
     sample_bytes = 2 * int(np.prod(info.latent_shape))
+    disk.need(
+        capture,
+        len(order) * (sample_bytes + 8 + max(len(sample_id.encode()) for sample_id in order)) + 2**16,
+        f"closing capture {capture}, a step at a time,",
+    )
     per_shard = max(1, SHARD_BYTES // sample_bytes)
     shards = []
-    with progress("writing shards", info.steps, "steps") as advance:
-        for step in range(info.steps):
-            for number, start in enumerate(range(0, len(order), per_shard)):
-                ids = order[start : start + per_shard]
-                path = capture / step_name(step) / f"shard_{number:04d}.h5"
-                _write_shard(path, ids, step, [place[sample_id] for sample_id in ids], info.latent_shape)
-                shards.append(
-                    Shard(
-                        path=str(path.relative_to(capture)),
-                        step=step,
-                        count=len(ids),
-                        bytes=path.stat().st_size,
-                        sha256=file_sha256(path),
-                    )
-                )
-            advance()
-    write_manifest(capture, shards)
-    shutil.rmtree(capture / "journal")
+    for number, start in enumerate(range(0, len(order), per_shard)):
+        here = slice(start, start + per_shard)
+        path = capture / step_name(step) / f"shard_{number:04d}.h5"
+        _write_shard(path, order[here], step, places[here], info.latent_shape)
+        shards.append(
+            Shard(
+                path=str(path.relative_to(capture)),
+                step=step,
+                count=len(order[here]),
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+            )
+        )
+    sync_directory(capture / step_name(step))
+    return shards
 
 
 def _write_shard(
     path: Path,
     sample_ids: Sequence[str],
     step: int,
-    places: Sequence[tuple[Path, int]],
+    places: Sequence[tuple[Batch, int]],
     latent_shape: tuple[int, ...],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
-    with h5py.File(partial, "w") as file:
-        x0 = file.create_dataset("x0", shape=(len(places), *latent_shape), dtype="<f2")
-        start = 0
-        while start < len(places):  # runs of samples that one journal file holds in order
-            source, row = places[start]
-            count = 1
-            while start + count < len(places) and places[start + count] == (source, row + count):
-                count += 1
-            with safe_open(source, framework="pt") as batch:
-                x0[start : start + count] = batch.get_slice("x0")[row : row + count, step].numpy()
-            start += count
-        ids = [sample_id.encode() for sample_id in sample_ids]
-        file.create_dataset("sample_id", data=np.array(ids, dtype=f"S{max(map(len, ids))}"))
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.replace(path)
+    try:
+        with h5py.File(partial, "w") as file:
+            x0 = file.create_dataset("x0", shape=(len(places), *latent_shape), dtype="<f2")
+            checksums = []
+            for start, count in _runs(places):
+                batch, row = places[start]
+                rows = batch.rows(step, row, count)
+                x0[start : start + count] = rows
+                checksums += [zlib.crc32(sample) for sample in rows]
+            ids = [sample_id.encode() for sample_id in sample_ids]
+            file.create_dataset("sample_id", data=np.array(ids, dtype=f"S{max(map(len, ids))}"))
+            file.create_dataset("crc32", data=np.array(checksums, dtype="<u4"))
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _journal(capture: Path) -> list[Path]:
-    return sorted((capture / "journal").glob("batch_*.safetensors"))
+def _runs(places: Sequence[tuple[Batch, int]]) -> list[tuple[int, int]]:
+    """Where runs of samples start that one batch holds in order, and how long they are."""
+    starts = [
+        place
+        for place, (batch, row) in enumerate(places)
+        if place == 0 or (places[place - 1][0] is not batch or places[place - 1][1] + 1 != row)
+    ]
+    return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(places)], strict=True)]
 
 
-def _journal_ids(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as batch:
-        ids: list[str] = json.loads(batch.metadata()["sample_ids"])
-    return ids
+def committed_shards(capture: Path) -> list[Shard]:
+    """The shards of whole steps that a closing pass had written when it was interrupted.
+
+    Raises:
+        LvdError: the list of them is unreadable.
+    """
+    path = capture / "journal" / "shards.json"
+    if not path.is_file():
+        return []
+    try:
+        return [Shard.parse(shard) for shard in read_json(path, missing=f"{path} is missing")["shards"]]
+    except (KeyError, TypeError, ValueError):
+        raise LvdError(f"{path} is not readable: begin the capture again under another name") from None
+
+
+def _digests(capture: Path) -> dict[str, list[str]]:
+    return {name: [file_sha256(capture / name)] for name in ("capture.json", "samples.csv")}
+
+
+def _tidy(capture: Path) -> None:
+    """Remove the journal of a complete capture, and what killed processes left half-written."""
+    shutil.rmtree(capture / "journal", ignore_errors=True)
+    for left in (*capture.glob(".*.tmp"), *capture.glob("step_*/*.tmp")):
+        left.unlink()
 
 
 def to_float16(x0: Tensor, where: str) -> Tensor:
-    """x0 as it is stored.
+    """A copy of x0 as it is stored, on the CPU.
 
     Raises:
         LvdError: a value is NaN or Inf, or too large for float16; `where` names the samples and step.
     """
-    if not torch.isfinite(x0).all():
+    bounds = torch.stack(torch.aminmax(x0)).cpu()  # one pass; NaN is passed on
+    if not torch.isfinite(bounds).all():
         raise LvdError(f"x0 of {where} holds NaN or Inf: the pipeline diverged, try dtype=float32")
-    stored = x0.to(torch.float16)
-    if not torch.isfinite(stored).all():
-        raise LvdError(f"x0 of {where} reaches {x0.abs().max().item():.3g}, more than float16 holds (65504)")
-    return stored
+    if not torch.isfinite(bounds.half()).all():
+        raise LvdError(
+            f"x0 of {where} reaches {bounds.abs().max().item():.3g}, more than float16 holds (65504)"
+        )
+    return x0.to("cpu", torch.float16, copy=True)
+
+
+def _made_from(sample: Sample) -> tuple[str, str, int, str, str]:
+    return sample.sample_id, sample.prompt, sample.seed, sample.image, sample.video
