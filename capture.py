@@ -1,5 +1,6 @@
 """Run a diffusers video pipeline over prompts and store the x0 of every denoising step."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -7,24 +8,58 @@ from omegaconf import DictConfig
 
 from lvd.config import CaptureConfig, typed
 from lvd.entry import run, sentences
+from lvd.launch import worker_arguments
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")
-def main(cfg: DictConfig) -> None:
-    from lvd.capture.prompts import label, read_prompts
+def capture(cfg: DictConfig) -> None:
+    from lvd.capture.labels import label
+    from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
-    from lvd.report.tables import print_labels
+    from lvd.capture.uvd import import_uvd
+    from lvd.report.tables import print_labels, print_verified
 
     with sentences():
         config = typed(cfg, CaptureConfig)
         directory = Path(config.captures) / config.name
-        if config.prompts is not None:
-            source = config.pipeline.source()
-            samples, labelled = read_prompts(Path(config.prompts), source.category_names, config.seed)
-            record(source, samples, labelled, directory, batch_size=config.batch_size, preview=config.preview)
-        if config.labels is not None:
-            label(directory, Path(config.labels), config.seed)
-        print_labels(directory)
+        prompts, safe_prompts = config.prompts_file(), config.safe_prompts_file()
+        if config.source == "uvd":
+            import_uvd(
+                config.pipeline.source(),
+                config.videos(),
+                Path(str(config.labels)),
+                directory,
+                safe=config.safe_videos(),
+                held_out=None if config.eval is None else Path(config.eval),
+                seed=config.seed,
+            )
+        else:
+            if prompts is not None:
+                source = config.pipeline.source()
+                samples, labelled = read_prompts(prompts, source.category_names, config.seed, safe_prompts)
+                record(
+                    source,
+                    samples,
+                    labelled,
+                    directory,
+                    batch_size=config.batch_size,
+                    preview=config.preview,
+                    recorded_steps=config.recorded_steps,
+                    worker=config.worker,
+                    workers=config.workers,
+                    folder=prompts.path.parent,
+                )
+            if config.labels is not None:
+                label(directory, Path(config.labels), config.seed)
+        if config.verify:
+            print_verified(directory)
+        elif config.worker is None:
+            print_labels(directory)
+
+
+def main() -> None:
+    sys.argv[1:] = worker_arguments(sys.argv[1:])
+    capture()
 
 
 if __name__ == "__main__":

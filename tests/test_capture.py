@@ -20,13 +20,16 @@ import torch
 from PIL import Image
 
 from lvd.capture import recorder
-from lvd.capture.prompts import label, read_prompts
+from lvd.capture.labels import label
+from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import Source, record
 from lvd.errors import LvdError
 from lvd.latents import writer
 from lvd.latents.format import Sample, read_info, read_samples
+from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, default_prompt_id
+from lvd.latents.verify import verify
 from lvd.sampling.tap import tap_x0
 
 ROOT = Path(__file__).parents[1]
@@ -56,11 +59,13 @@ def prompts_file(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-PromptsFile = Callable[[str], Path]
+WriteFile = Callable[[str], Path]
 
 
-def test_a_column_of_prompts_is_enough(prompts_file: PromptsFile) -> None:
-    samples, labelled = read_prompts(prompts_file("prompt\na cat\na dog\nA CAT!\n"), NAMES, seed=10)
+def test_a_column_of_prompts_is_enough(prompts_file: WriteFile) -> None:
+    samples, labelled = read_prompts(
+        PromptsFile(prompts_file("prompt\na cat\na dog\nA CAT!\n")), NAMES, seed=10
+    )
     assert not labelled
     assert [(s.sample_id, s.prompt, s.seed, s.categories) for s in samples] == [
         ("0000", "a cat", 10, ()),
@@ -71,16 +76,16 @@ def test_a_column_of_prompts_is_enough(prompts_file: PromptsFile) -> None:
     assert samples[0].split == samples[2].split
 
 
-def test_every_column_is_taken_as_given(prompts_file: PromptsFile) -> None:
+def test_every_column_is_taken_as_given(prompts_file: WriteFile) -> None:
     text = "seed,categories,prompt,prompt_id,sample_id,note\n7,beta| alpha,a cat,cats,x.1_a-b,hello\n"
-    samples, labelled = read_prompts(prompts_file(text), NAMES, seed=10)
+    samples, labelled = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=10)
     assert labelled
     assert samples == [Sample("x.1_a-b", "cats", "a cat", 7, ("alpha", "beta"), samples[0].split)]
 
 
-def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: PromptsFile) -> None:
+def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: WriteFile) -> None:
     text = '\ufeffprompt,seed\r\n"a cat, ""asleep"",\non a mat",3\r\nein Kätzchen,4\r\n'
-    samples, _ = read_prompts(prompts_file(text), NAMES, seed=0)
+    samples, _ = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=0)
     assert [s.prompt for s in samples] == ['a cat, "asleep",\non a mat', "ein Kätzchen"]
     assert [s.seed for s in samples] == [3, 4]
 
@@ -106,11 +111,11 @@ def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: Pr
     ],
 )
 def test_a_bad_prompts_file_is_refused_in_one_sentence(
-    prompts_file: PromptsFile, text: str, sentence: str
+    prompts_file: WriteFile, text: str, sentence: str
 ) -> None:
     path = prompts_file(text)
     with pytest.raises(LvdError) as refusal:
-        read_prompts(path, NAMES, seed=0)
+        read_prompts(PromptsFile(path), NAMES, seed=0)
     assert str(refusal.value).startswith(str(path))
     assert sentence in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -119,12 +124,12 @@ def test_a_bad_prompts_file_is_refused_in_one_sentence(
 def test_a_prompts_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_bytes("prompt\nein Kätzchen\n".encode("latin-1"))
     with pytest.raises(LvdError, match=r"prompts.csv is not readable as CSV in UTF-8"):
-        read_prompts(tmp_path / "prompts.csv", NAMES, seed=0)
+        read_prompts(PromptsFile(tmp_path / "prompts.csv"), NAMES, seed=0)
 
 
 def test_a_prompts_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(LvdError, match=r"no such file: .*prompts.csv"):
-        read_prompts(tmp_path / "prompts.csv", NAMES, seed=0)
+        read_prompts(PromptsFile(tmp_path / "prompts.csv"), NAMES, seed=0)
 
 
 # Labels
@@ -136,7 +141,7 @@ def unlabelled(new_capture: NewCapture) -> Path:
 
 
 @pytest.fixture
-def labels_file(tmp_path: Path) -> PromptsFile:
+def labels_file(tmp_path: Path) -> WriteFile:
     def write(text: str) -> Path:
         path = tmp_path / "labels.csv"
         path.write_text(text)
@@ -149,7 +154,7 @@ def categories_of(capture: Path) -> dict[str, tuple[str, ...]]:
     return {s.sample_id: s.categories for s in read_samples(capture) if s.categories}
 
 
-def test_tidy_labels_are_set_and_all_others_are_safe(unlabelled: Path, labels_file: PromptsFile) -> None:
+def test_tidy_labels_are_set_and_all_others_are_safe(unlabelled: Path, labels_file: WriteFile) -> None:
     labels = labels_file("category,sample_id\nbeta,s001\nalpha,s001\ngamma,s007\n,s008\n")
     assert label(unlabelled, labels, seed=0).labelled
     assert read_info(unlabelled).labelled
@@ -157,7 +162,7 @@ def test_tidy_labels_are_set_and_all_others_are_safe(unlabelled: Path, labels_fi
 
 
 def test_the_papers_five_ragged_columns_are_rows_of_the_capture(
-    unlabelled: Path, labels_file: PromptsFile
+    unlabelled: Path, labels_file: WriteFile
 ) -> None:
     label(unlabelled, labels_file("1,2,3,4,5\n0,3.0,,5,39\n1,,,0,\n2\n"), seed=0)
     assert categories_of(unlabelled) == {
@@ -171,7 +176,7 @@ def test_the_papers_five_ragged_columns_are_rows_of_the_capture(
 
 
 def test_labels_leave_the_latents_and_their_provenance_alone(
-    unlabelled: Path, labels_file: PromptsFile
+    unlabelled: Path, labels_file: WriteFile
 ) -> None:
     before, info = everything_in(unlabelled), read_info(unlabelled)
     label(unlabelled, labels_file("sample_id,category\ns000,beta\n"), seed=0)
@@ -179,13 +184,15 @@ def test_labels_leave_the_latents_and_their_provenance_alone(
     assert {name for name in before | after if before.get(name) != after.get(name)} == {
         "samples.csv",
         "capture.json",
+        "manifest.json",
     }
     assert read_info(unlabelled) == replace(info, labelled=True)
+    assert verify(unlabelled) == []
     CaptureReader(unlabelled).step(0)[39]
 
 
 def test_first_labels_balance_the_splits_and_later_ones_keep_them(
-    unlabelled: Path, labels_file: PromptsFile
+    unlabelled: Path, labels_file: WriteFile
 ) -> None:
     unlabelled_splits = [s.split for s in read_samples(unlabelled)]
     rows = "\n".join(f"s{i:03d},beta" for i in range(0, 40, 3))
@@ -215,7 +222,7 @@ def test_first_labels_balance_the_splits_and_later_ones_keep_them(
     ],
 )
 def test_bad_labels_are_refused_and_the_capture_is_unchanged(
-    unlabelled: Path, labels_file: PromptsFile, text: str, sentence: str
+    unlabelled: Path, labels_file: WriteFile, text: str, sentence: str
 ) -> None:
     before = everything_in(unlabelled)
     with pytest.raises(LvdError) as refusal:
@@ -225,7 +232,7 @@ def test_bad_labels_are_refused_and_the_capture_is_unchanged(
     assert everything_in(unlabelled) == before
 
 
-def test_the_papers_columns_need_five_categories(new_capture: NewCapture, labels_file: PromptsFile) -> None:
+def test_the_papers_columns_need_five_categories(new_capture: NewCapture, labels_file: WriteFile) -> None:
     with pytest.raises(LvdError, match="labels five categories, the capture has 2"):
         label(new_capture(8), labels_file("1,2,3,4,5\n0,,,,\n"), seed=0)
 
@@ -364,16 +371,16 @@ def test_a_capture_begun_with_other_samples_is_refused(
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, batches: int, directory: Path, source: Source) -> None:
     """Record until `batches` are committed, then stop as by Ctrl-C."""
-    append, committed = writer.append, []
+    commit, committed = Entry.commit, []
 
-    def append_or_stop(*args: Any) -> None:
+    def commit_or_stop(entry: Entry) -> None:
         if len(committed) == batches:
             raise KeyboardInterrupt
-        append(*args)
-        committed.append(args[1])
+        commit(entry)
+        committed.append(entry)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "append", append_or_stop)
+        patch.setattr(Entry, "commit", commit_or_stop)
         with pytest.raises(KeyboardInterrupt):
             record_to(directory, source)
     assert len(committed) == batches
@@ -500,6 +507,7 @@ def start_command(directory: Path, arguments: list[str]) -> "subprocess.Popen[st
     )
 
 
+@pytest.mark.long
 def test_a_capture_killed_at_work_goes_on_and_is_the_uninterrupted_one(
     tiny_pipeline_path: Path,
     tmp_path: Path,
@@ -512,7 +520,7 @@ def test_a_capture_killed_at_work_goes_on_and_is_the_uninterrupted_one(
     killed = start_command(tmp_path, command(tiny_pipeline_path, tmp_path / "killed", **settings))
     capture = tmp_path / "killed" / "mine"
     try:
-        while not list(capture.glob("journal/batch_*.safetensors")):
+        while not list(capture.glob("journal/batch_??????")):
             assert killed.poll() is None, killed.communicate()[1]
             time.sleep(0.005)
     finally:
@@ -548,9 +556,18 @@ def test_capture_then_labels_through_the_command_line(
 
 
 MISTAKES = {
-    "nothing to do": (["prompts=null"], "give prompts=FILE.csv to capture, or labels=FILE.csv"),
+    "nothing to do": (["prompts=null"], "give prompts=FILE.csv to capture, labels=FILE.csv to"),
     "no such prompts": (["prompts=nowhere.csv"], "no such file: nowhere.csv"),
     "no such capture": (["prompts=null", "labels=prompts.csv"], "no capture at"),
+    "nothing to verify": (["prompts=null", "verify=true"], "no capture at captures/mine"),
+    "steps that begin late": (["steps=1..2"], "steps=1..2 must be 0..N"),
+    "a number of steps": (["steps=2"], "steps=2 must be 0..N"),
+    "more steps than there are": (["steps=0..3"], "steps=0..3 is more than the 3 steps of the pipeline"),
+    "workers without a number": (["workers=4"], "workers=4 needs worker=0..3"),
+    "a worker too many": (["worker=4", "workers=4"], "worker=4 must be from 0 to workers - 1, which is 3"),
+    "workers in one process": (["worker=0..3", "workers=4"], "worker=0,1,2,3 names 4 processes: add -m"),
+    "workers that are none": (["worker=a-b"], "worker=a-b is not understood"),
+    "a worker that labels": (["worker=0", "workers=2", "labels=l.csv"], "goes with prompts=FILE.csv alone"),
     "bad name": (["name=../mine"], "name=../mine must be letters"),
     "batch of none": (["batch_size=0"], "batch_size=0 must be at least 1"),
     "batch of many": (["batch_size=many"], "many"),
@@ -565,10 +582,10 @@ MISTAKES = {
         "cannot be loaded: module diffusers has no",
     ),
     "no such scheduler": (["pipeline.scheduler=Sora"], "cannot be loaded: module diffusers has no"),
-    "unsupported scheduler": (["pipeline.scheduler=HeunDiscreteScheduler"], "HeunDiscreteScheduler is not"),
+    "unsupported scheduler": (["pipeline.scheduler=IPNDMScheduler"], "IPNDMScheduler is not supported"),
     "no such device": (["pipeline.device=abacus"], "pipeline.device=abacus is not on this machine"),
     "bad dtype": (["pipeline.dtype=int8"], "pipeline.dtype=int8 must be float32, float16 or bfloat16"),
-    "bad layout": (["pipeline.layout=BDS"], "pipeline.layout=BDS must be BCFHW or BFCHW"),
+    "bad layout": (["pipeline.layout=BDS"], "pipeline.layout=BDS must be BCFHW, BFCHW, BFHWC"),
     "no steps": (["pipeline.steps=0"], "pipeline.steps=0 must be at least 1"),
     "too many steps": (["pipeline.steps=2000"], "the pipeline refused the call: `num_inference_steps`: 2000"),
     "odd height": (["pipeline.call.height=33"], "have to be divisible by 8 but are 33 and 32"),

@@ -1,142 +1,133 @@
-"""Read the prompts of a capture, and labels that came after the videos were watched."""
+"""Read the prompts of a capture: what is to be generated, and what is known of it beforehand."""
 
-import csv
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lvd.capture.inputs import inputs_digest, named_inputs
+from lvd.capture.labels import known_categories, with_splits
+from lvd.capture.table import Row, read_table
 from lvd.errors import LvdError
-from lvd.latents.format import CaptureInfo, Sample, read_info, read_samples, write_info, write_samples
-from lvd.latents.splits import assign_splits, default_prompt_id
+from lvd.latents.format import INPUT_COLUMNS, Sample
+from lvd.latents.splits import default_prompt_id
 
+_COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
 _ID = re.compile(r"[\w.-]+")
-_UVD_COLUMNS = ("1", "2", "3", "4", "5")  # the paper's label file: a column of video indices a category
 
 
-def read_prompts(path: Path, category_names: Sequence[str], seed: int) -> tuple[list[Sample], bool]:
+@dataclass(frozen=True)
+class PromptsFile:
+    """A prompts file and how to read it.
+
+    `columns` maps `prompt` and the optional `sample_id, prompt_id, seed, categories, image, video` to the
+    file's names for them. A pipeline that takes no prompts needs an image or a video instead: a path from the
+    file's own place. Only the first `limit` rows are read.
+    """
+
+    path: Path
+    columns: Mapping[str, str] = field(default_factory=lambda: {name: name for name in _COLUMNS})
+    limit: int | None = None
+
+    def read(self) -> list[Row]:
+        """The rows, their values under lvd's names.
+
+        Raises:
+            LvdError: names the file, the row and what is wrong with it.
+        """
+        table = read_table(
+            self.path,
+            set(self.columns.values()),
+            limit=self.limit,
+            list_column=self.columns.get("categories"),
+        )
+        promptless = any(self.columns.get(name) in table.columns for name in INPUT_COLUMNS)
+        for ours, theirs in self.columns.items():
+            # A column that goes by its own name is optional; one that was given a name is meant.
+            if theirs not in table.columns and (theirs != ours or (ours == "prompt" and not promptless)):
+                raise LvdError(
+                    f"{self.path} has no column {theirs!r}: it has {', '.join(table.columns)}; "
+                    f"columns.{ours}=NAME says which one is the {ours}"
+                )
+        there = {ours: theirs for ours, theirs in self.columns.items() if theirs in table.columns}
+        return [Row(r.where, {o: r.values[t] for o, t in there.items()}) for r in table.rows]
+
+
+def read_prompts(
+    prompts: PromptsFile, category_names: Sequence[str], seed: int, safe: PromptsFile | None = None
+) -> tuple[list[Sample], bool]:
     """The samples that a prompts file asks for, split by prompt, and whether it labels them.
 
-    Needs a column `prompt`; `sample_id, prompt_id, seed, categories` (names joined by `|`) are optional.
-    Without a seed, sample i is drawn with `seed` + i.
+    The prompts of `safe`, which come after them, are safe ones. Without a seed of its own, sample i is drawn
+    with `seed` + i. Samples made from the same image or video share a prompt_id.
 
     Raises:
-        LvdError: names the file, the line and what is wrong with it.
+        LvdError: names the file, the row and what is wrong with it.
     """
-    rows = _read_rows(path)
-    if "prompt" not in rows[0]:
-        raise LvdError(f"{path} has no column 'prompt': it has {', '.join(rows[0])}")
-    labelled = "categories" in rows[0]
-    width = max(4, len(str(len(rows) - 1)))
-
+    rows = prompts.read()
+    labelled = "categories" in rows[0].values
+    safe_rows = safe.read() if safe is not None else []
     samples: list[Sample] = []
     seen: set[str] = set()
-    for index, row in enumerate(rows):
-        where = f"{path} row {index + 1}"
-        prompt = row["prompt"]
-        if not prompt.strip():
-            raise LvdError(f"{where}: the prompt is empty")
-        sample_id = row.get("sample_id", f"{index:0{width}d}")
-        if not _ID.fullmatch(sample_id):
-            raise LvdError(f"{where}: sample_id {sample_id!r} must be letters, digits, '.', '_' and '-'")
-        if sample_id in seen:
-            raise LvdError(f"{where}: sample_id {sample_id!r} stands twice")
-        seen.add(sample_id)
-        prompt_id = row.get("prompt_id", default_prompt_id(prompt))
-        if not prompt_id:
-            raise LvdError(f"{where}: prompt_id is empty")
-        sample_seed = row.get("seed", str(seed + index))
-        if not sample_seed.isdecimal() or int(sample_seed) >= 2**63:
-            raise LvdError(f"{where}: seed {sample_seed!r} must be a whole number from 0 to 2^63 - 1")
-        categories = _known(row.get("categories", "").split("|"), category_names, where)
-        samples.append(Sample(sample_id, prompt_id, prompt, int(sample_seed), categories, split=""))
-    return _with_splits(samples, seed), labelled
+    for index, (row, default_id) in enumerate(
+        zip([*rows, *safe_rows], [*_numbered("", rows), *_numbered("safe_", safe_rows)], strict=True)
+    ):
+        own = prompts if index < len(rows) or safe is None else safe
+        sample = _sample(row, default_id, category_names, seed + index, own.path.parent)
+        if sample.sample_id in seen:
+            raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} stands twice")
+        if sample.categories and index >= len(rows):
+            raise LvdError(f"{row.where} names {sample.categories[0]}, but safe_prompts are safe")
+        seen.add(sample.sample_id)
+        samples.append(_seen_from(prompts.path.parent, sample, own.path.parent))
+    return with_splits(samples, seed), labelled
 
 
-def label(capture: Path, labels: Path, seed: int) -> CaptureInfo:
-    """Set the categories of an existing capture; a sample that `labels` does not name is safe.
+def _numbered(prefix: str, rows: Sequence[Row]) -> list[str]:
+    width = max(4, len(str(len(rows) - 1)))
+    return [f"{prefix}{index:0{width}d}" for index in range(len(rows))]
 
-    `labels` is tidy (`sample_id, category`, a row each; an empty category changes nothing) or has the
-    paper's columns `1`..`5`, each the 0-based rows of a category's samples. A capture's first labels
-    also balance its splits; from then on the splits stay as they are.
+
+def _sample(
+    row: Row, default_id: str, category_names: Sequence[str], default_seed: int, folder: Path
+) -> Sample:
+    values, where = row.values, row.where
+    prompt = values.get("prompt", "")
+    inputs = named_inputs(values, folder, where)
+    if not prompt.strip() and not inputs:
+        raise LvdError(f"{where}: the prompt is empty")
+    sample_id = values.get("sample_id", default_id)
+    if not _ID.fullmatch(sample_id):
+        raise LvdError(f"{where}: sample_id {sample_id!r} must be letters, digits, '.', '_' and '-'")
+    own_id = inputs_digest(inputs, folder)[:12] if inputs else default_prompt_id(prompt)
+    prompt_id = values.get("prompt_id", own_id)
+    if not prompt_id:
+        raise LvdError(f"{where}: prompt_id is empty")
+    categories = known_categories(values.get("categories", "").split("|"), category_names, where)
+    return Sample(sample_id, prompt_id, prompt, row_seed(row, default_seed), categories, "", **inputs)
+
+
+def _seen_from(folder: Path, sample: Sample, own: Path) -> Sample:
+    """A sample whose inputs are files in `own`, as they are called from `folder`."""
+    if own == folder:
+        return sample
+
+    def moved(name: str) -> str:
+        return os.path.relpath(own / name, folder) if name else ""
+
+    return replace(sample, image=moved(sample.image), video=moved(sample.video))
+
+
+def row_seed(row: Row, default: int) -> int:
+    """The seed of a row, or `default` where the file has none.
 
     Raises:
-        LvdError: names the file, the line and what is wrong with it; the capture is unchanged.
+        LvdError: it is no seed.
     """
-    info = read_info(capture)
-    samples = read_samples(capture)
-    rows = _read_rows(labels)
-    if set(rows[0]) >= {"sample_id", "category"}:
-        pairs = _tidy_pairs(rows, labels)
-    elif set(rows[0]) == set(_UVD_COLUMNS):
-        pairs = _uvd_pairs(rows, labels, samples, info.category_names)
-    else:
-        raise LvdError(f"{labels} needs the columns sample_id, category or {', '.join(_UVD_COLUMNS)}")
-
-    categories: dict[str, set[str]] = {sample.sample_id: set() for sample in samples}
-    for where, sample_id, category in pairs:
-        if sample_id not in categories:
-            raise LvdError(f"{where}: the capture has no sample {sample_id!r}")
-        categories[sample_id].update(_known([category], info.category_names, where))
-
-    order = info.category_names.index
-    samples = [replace(s, categories=tuple(sorted(categories[s.sample_id], key=order))) for s in samples]
-    write_samples(capture, samples if info.labelled else _with_splits(samples, seed))
-    info = replace(info, labelled=True)
-    write_info(capture, info)
-    return info
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise LvdError(f"no such file: {path}")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LvdError(f"{path} is not readable as CSV in UTF-8: {error}") from None
-    if not rows:
-        raise LvdError(f"{path} holds no rows")
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise LvdError(f"{path} row {number} has more fields than the header: quote fields with commas")
-    return rows
-
-
-def _known(categories: Sequence[str], names: Sequence[str], where: str) -> tuple[str, ...]:
-    named = {category.strip() for category in categories} - {""}
-    for category in sorted(named - set(names)):
-        raise LvdError(f"{where}: unknown category {category!r}, use {', '.join(names)}")
-    return tuple(name for name in names if name in named)
-
-
-def _tidy_pairs(rows: list[dict[str, str]], path: Path) -> list[tuple[str, str, str]]:
-    return [(f"{path} row {i}", row["sample_id"], row["category"]) for i, row in enumerate(rows, 1)]
-
-
-def _uvd_pairs(
-    rows: list[dict[str, str]], path: Path, samples: Sequence[Sample], names: Sequence[str]
-) -> list[tuple[str, str, str]]:
-    if len(names) != len(_UVD_COLUMNS):
-        raise LvdError(f"{path} labels five categories, the capture has {len(names)}")
-    pairs = []
-    for number, row in enumerate(rows, 1):
-        for column, name in zip(_UVD_COLUMNS, names, strict=True):
-            index = row[column].strip().removesuffix(".0")  # spreadsheets write ragged columns as floats
-            if not index:
-                continue
-            if not index.isdecimal() or int(index) >= len(samples):
-                raise LvdError(f"{path} row {number}: {index!r} is not one of the rows 0..{len(samples) - 1}")
-            pairs.append((f"{path} row {number}", samples[int(index)].sample_id, name))
-    return pairs
-
-
-def _with_splits(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    splits = assign_splits(
-        [sample.prompt for sample in samples],
-        [sample.prompt_id for sample in samples],
-        [sample.categories for sample in samples],
-        seed,
-    )
-    return [replace(sample, split=split) for sample, split in zip(samples, splits, strict=True)]
+    if "seed" not in row.values:
+        return default
+    seed = row.values["seed"]
+    if not seed.isdecimal() or len(seed) > 19 or int(seed) >= 2**63:
+        raise LvdError(f"{row.where}: seed {seed!r} must be a whole number from 0 to 2^63 - 1")
+    return int(seed)
