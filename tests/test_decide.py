@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lvd.decide.calibrate import choose_threshold, highest_threshold
 from lvd.decide.metrics import accuracy_surface, auroc, cell_metrics, rates, summarise, wilson
 from lvd.decide.rules import Flags, decide, flag_steps, flags_needed
 from lvd.errors import LvdError
@@ -244,3 +245,53 @@ def test_surface_agrees_with_the_summary_and_leaves_holes() -> None:
     for eta, (column, lam) in itertools.product(range(1, 5), enumerate([0.3, 1.0])):
         assert surface[eta - 1, column] == rates(flags, label, eta, lam)["accuracy"][0]
     assert np.isnan(accuracy_surface(flags_of("?"), np.array([True]), [0.5])).all()
+
+
+# ---- the threshold, chosen on val
+
+
+scores = arrays(np.float64, (5, 4, 2), elements=st.sampled_from([k / 8 for k in range(1, 8)]))
+
+
+@given(scores, st.integers(1, 4), lams)
+def test_the_rule_says_unsafe_up_to_the_highest_threshold_and_not_above(
+    scores_NSK: np.ndarray, eta: int, lam: float
+) -> None:
+    highest = highest_threshold(scores_NSK, eta, lam)
+    for row, threshold in enumerate(highest):
+        at, above = (
+            decide(flag_steps(scores_NSK[row : row + 1], t), eta, lam).unsafe[0]
+            for t in (threshold, np.nextafter(threshold, 1))
+        )
+        assert (at, above) == (True, False)
+
+
+@given(scores, st.integers(1, 4), lams, st.sampled_from([0.0, 0.2, 0.34, 0.5]))
+def test_a_chosen_threshold_keeps_to_its_share_and_catches_all_that_it_can(
+    scores_NSK: np.ndarray, eta: int, lam: float, max_fpr: float
+) -> None:
+    label = np.array([True, False, False, False, True])
+
+    def share(threshold: float, of: np.ndarray) -> float:
+        return float(decide(flag_steps(scores_NSK, threshold), eta, lam).unsafe[of].mean())
+
+    threshold = choose_threshold(scores_NSK, label, eta, lam, max_fpr)
+    assert share(threshold, ~label) <= max_fpr
+    allowed = [t / 16 for t in range(1, 16) if share(t / 16, ~label) <= max_fpr]
+    assert share(threshold, label) == max(share(t, label) for t in allowed)
+
+
+def test_a_threshold_that_cannot_be_chosen_is_refused() -> None:
+    certain = np.ones((2, 3, 1))
+    with pytest.raises(LvdError, match="no threshold blocks at most max_fpr"):
+        choose_threshold(certain, np.array([True, False]), 2, 0.5, 0.0)
+    with pytest.raises(LvdError, match="no safe val sample"):
+        choose_threshold(certain, np.array([True, True]), 2, 0.5, 0.0)
+    with pytest.raises(LvdError, match="lets every safe sample be blocked"):
+        choose_threshold(certain, np.array([True, False]), 2, 0.5, 1.0)
+
+
+def test_missing_scores_never_raise_the_highest_threshold() -> None:
+    scores_NSK = np.array([[[0.9], [np.nan], [0.3]]])
+    assert highest_threshold(scores_NSK, 3, 1.0) == -np.inf
+    assert highest_threshold(scores_NSK, 3, 0.6) == 0.3

@@ -67,12 +67,24 @@ def cell_metrics(label: Bools, score: Floats, threshold: float) -> dict[str, flo
     return {"auroc": auroc(label, score), "accuracy": float(balanced)}
 
 
-def summarise(flags: Flags, categories_NK: Bools, names: tuple[str, ...], eta: int, lam: float) -> Summary:
-    """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe."""
+def summarise(
+    flags: Flags,
+    categories_NK: Bools,
+    names: tuple[str, ...],
+    eta: int,
+    lam: float,
+    *,
+    sampler_steps: int | None = None,
+) -> Summary:
+    """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe.
+
+    `sampler_steps` is how many steps a sample that is not stopped runs; None: as many as `flags` has.
+    """
     label: Bools = np.asarray(categories_NK.any(axis=1))
     decisions = decide(flags, eta, lam)
     checked, blocked = decisions.checked, decisions.unsafe
-    steps_run = np.where(blocked, decisions.step + 1, flags.steps)
+    all_steps = flags.steps if sampler_steps is None else sampler_steps
+    steps_run = np.where(blocked, decisions.step + 1, all_steps)
     measured = rates(flags, label, eta, lam)
     (accuracy, accuracy_ci), (tpr, tpr_ci), (fpr, fpr_ci) = (measured[k] for k in ("accuracy", "tpr", "fpr"))
     area = auroc(label[checked], flags.flagged[checked, :eta].sum(axis=1))
@@ -94,7 +106,7 @@ def summarise(flags: Flags, categories_NK: Bools, names: tuple[str, ...], eta: i
         fpr_ci=fpr_ci,
         auroc=None if math.isnan(area) else area,
         steps_mean_unsafe=float(steps_run[blocked & label].mean()) if (blocked & label).any() else None,
-        compute_saved=float(1 - steps_run.sum() / (flags.steps * len(steps_run))),
+        compute_saved=float(1 - steps_run.sum() / (all_steps * len(steps_run))),
         per_category=per_category,
     )
 

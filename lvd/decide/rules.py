@@ -9,7 +9,7 @@ Shapes: N samples, S steps, K categories.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,16 @@ def flags_needed(eta: int, lam: float) -> int:
     return math.ceil(Fraction(str(lam)) * eta)
 
 
+def certain(flagged: int, left: int, needed: int) -> Literal["unsafe", "safe"] | None:
+    """What is certain of one sample with `flagged` steps flagged and `left` of the first eta still to come.
+
+    The same answer as `decide` on the whole table, as soon as nothing to come can change it.
+    """
+    if flagged >= needed:
+        return "unsafe"
+    return "safe" if flagged + left < needed else None
+
+
 def flag_steps(scores_NSK: Floats, threshold: float | Floats) -> Flags:
     """Compare scores with their thresholds; NaN is a missing score, which neither flags nor clears a step."""
     flagged = np.any(scores_NSK >= threshold, axis=-1)
@@ -76,10 +86,10 @@ def decide(flags: Flags, eta: int, lam: float) -> Decisions:
     needed = flags_needed(eta, lam)
     if eta > flags.steps:
         raise LvdError(f"eta={eta} is more than the {flags.steps} steps there are")
-    certain = np.cumsum(flags.flagged[:, :eta], axis=1)
+    sure = np.cumsum(flags.flagged[:, :eta], axis=1)
     possible = np.cumsum(flags.flagged[:, :eta] | ~flags.known[:, :eta], axis=1)
     left = eta - 1 - np.arange(eta)
-    reached = certain >= needed
+    reached = sure >= needed
     out_of_reach = possible + left < needed
     fixed = reached | out_of_reach
     return Decisions(

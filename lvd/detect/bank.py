@@ -1,20 +1,44 @@
 """A whole grid at work: the trunk's features of a step, and the scores of every detector."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lvd.decide.rules import Bools, Flags, Floats, flag_steps
 from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
-from lvd.latents.format import step_name, write_atomically
-from lvd.latents.integrity import file_sha256
+from lvd.latents.format import Sample, step_name, write_atomically
 from lvd.latents.reader import CaptureReader
+from lvd.progress import progress
 
 _BATCH = 128
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The samples of one split and what the grid says of them."""
+
+    samples: list[Sample]
+    rows: list[int]  # of the capture
+    categories_NK: Bools
+    scores_NSK: Floats
+    threshold: float = 0.5
+
+    @cached_property
+    def flags(self) -> Flags:
+        return flag_steps(self.scores_NSK, self.threshold)
+
+    @property
+    def label(self) -> Bools:
+        """Unsafe samples, `[N]`."""
+        return np.asarray(self.categories_NK.any(axis=1))
 
 
 def step_features(capture: CaptureReader, trunk_dir: Path, step: int) -> Tensor:
@@ -26,7 +50,7 @@ def step_features(capture: CaptureReader, trunk_dir: Path, step: int) -> Tensor:
     path = trunk_dir / "features" / f"{step_name(step)}.safetensors"
     origin = {
         "trunk": trunk_digest(trunk_dir) or "",
-        "capture": file_sha256(capture.directory / "manifest.json"),
+        "capture": capture.latents_digest,
     }
     if path.is_file():
         try:
@@ -80,6 +104,34 @@ def score_step(capture: CaptureReader, run: Path, step: int, rows: Sequence[int]
                     [detector(torch.from_numpy(latents.read(part))).sigmoid() for part in _batches(rows)]
                 )
     return scores, problems
+
+
+def score_grid(capture: CaptureReader, run: Path) -> tuple[Scored, Scored, list[str]]:
+    """Every val sample and every test sample at every step, and what is missing, in sentences."""
+    split_of = [sample.split for sample in capture.samples]
+    rows = [row for row, split in enumerate(split_of) if split in ("val", "test")]
+    scores: list[Tensor] = []
+    problems: list[str] = []
+    with progress("scoring", capture.info.stored_steps, "steps") as advance:
+        for step in range(capture.info.stored_steps):
+            of_step, missing = score_step(capture, run, step, rows)
+            scores.append(of_step)
+            problems += missing
+            advance()
+    scores_NSK = torch.stack(scores, dim=1).numpy()
+
+    def part(split: str) -> Scored:
+        chosen = [place for place, row in enumerate(rows) if split_of[row] == split]
+        samples = [capture.samples[rows[place]] for place in chosen]
+        has = [[name in sample.categories for name in capture.info.category_names] for sample in samples]
+        return Scored(
+            samples,
+            [rows[place] for place in chosen],
+            np.array(has, dtype=bool).reshape(len(samples), -1),
+            scores_NSK[chosen],
+        )
+
+    return part("val"), part("test"), problems
 
 
 def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:

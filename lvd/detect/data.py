@@ -128,7 +128,7 @@ class TrunkData(LightningDataModule):
         unsafe = [row for row in rows["train"] if capture.samples[row].categories]
         safe = [row for row in rows["train"] if not capture.samples[row].categories]
         rng = np.random.default_rng(seed)
-        self._batches = _draw_pairs(rng, safe, unsafe, capture.info.steps, batches, batch_size)
+        self._batches = _draw_pairs(rng, safe, unsafe, capture.info.stored_steps, batches, batch_size)
         self._val_batches = [
             [(row, step) for row in rows["val"][start : start + 256]]
             for step in val_steps
@@ -157,7 +157,7 @@ class _Pairs(Dataset[Batch]):
     """(row, step) -> what a trunk learns from it. Keys are pairs, not numbers."""
 
     def __init__(self, capture: CaptureReader) -> None:
-        self._steps = [capture.step(step) for step in range(capture.info.steps)]
+        self._steps = [capture.step(step) for step in range(capture.info.stored_steps)]
         everything = range(len(capture.samples))
         self._target, self._weight = label_matrix(capture.samples, everything, capture.info.category_names)
 

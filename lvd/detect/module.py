@@ -1,7 +1,7 @@
 """How trunk and detectors are trained: two LightningModules."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torchmetrics.classification import (
 )
 
 from lvd.detect.network import Detector, NetworkDetector, Trunk
+
+Optimizer = Literal["adamw", "adam", "sgd"]
 
 
 def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -36,7 +38,7 @@ def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 
 
 class TrunkModule(LightningModule):
-    """All categories at all steps: weighted binary cross-entropy, AdamW with a one-cycle schedule."""
+    """All categories at all steps: weighted binary cross-entropy, a one-cycle schedule."""
 
     positive_weight: Tensor
 
@@ -49,6 +51,7 @@ class TrunkModule(LightningModule):
         learning_rate: float,
         weight_decay: float,
         shift: int,
+        optimizer: Optimizer = "adamw",
         seed: int,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class TrunkModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.shift = shift
+        self.optimizer_name = optimizer
         self.register_buffer("positive_weight", positive_weight)
         self._augmentation = torch.Generator().manual_seed(seed)
         self.auroc = MultilabelAUROC(num_labels=len(self.category_names), average="none", ignore_index=-1)
@@ -83,7 +87,7 @@ class TrunkModule(LightningModule):
         self.log("val/auroc", per_category.mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        return _one_cycle(self, self.learning_rate, self.weight_decay)
+        return _one_cycle(self, self.optimizer_name, self.learning_rate, self.weight_decay)
 
     def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         weight = weight * torch.where(target > 0, self.positive_weight, 1.0)
@@ -92,7 +96,7 @@ class TrunkModule(LightningModule):
 
 
 class DetectorModule(LightningModule):
-    """One cell: balanced binary cross-entropy, AdamW with a one-cycle schedule, threshold 0.5."""
+    """One cell: balanced binary cross-entropy, a one-cycle schedule, threshold 0.5."""
 
     positive_weight: Tensor
 
@@ -104,6 +108,7 @@ class DetectorModule(LightningModule):
         learning_rate: float,
         weight_decay: float,
         shift: int,
+        optimizer: Optimizer = "adamw",
         seed: int,
     ) -> None:
         super().__init__()
@@ -111,6 +116,7 @@ class DetectorModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.shift = shift
+        self.optimizer_name = optimizer
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
         self._augmentation = torch.Generator().manual_seed(seed)
         self.metrics = MetricCollection(
@@ -148,14 +154,17 @@ class DetectorModule(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
-        return _one_cycle(self, self.learning_rate, self.weight_decay)
+        return _one_cycle(self, self.optimizer_name, self.learning_rate, self.weight_decay)
 
     def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=self.positive_weight)
 
 
-def _one_cycle(module: LightningModule, learning_rate: float, weight_decay: float) -> dict[str, Any]:
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+def _one_cycle(
+    module: LightningModule, name: Optimizer, learning_rate: float, weight_decay: float
+) -> dict[str, Any]:
+    classes = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    optimizer = classes[name](module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     total = int(module.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

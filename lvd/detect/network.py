@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEModel
 
@@ -75,6 +75,7 @@ class Encoder(nn.Module):
                 num_hidden_layers=config.layers,
                 num_attention_heads=config.heads,
                 intermediate_size=4 * config.width,
+                initializer_range=config.width**-0.5,  # BERT's 0.02 is too small for a width of 96: it stalls
             )
         )
         self.norm = nn.LayerNorm(config.width)
@@ -201,12 +202,16 @@ def load_trunk(directory: Path) -> Trunk:
     Raises:
         LvdError: a file is missing, unreadable or does not fit the other.
     """
-    config = _read_config(directory, "trunk")
-    trunk = _build(
-        directory,
+    return parse_trunk(NetworkFiles.read(directory))
+
+
+def parse_trunk(files: "NetworkFiles") -> Trunk:
+    """A trunk from its files' contents, in eval mode; raises as `load_trunk` does."""
+    config = files.parsed_config("trunk")
+    trunk = files.build(
         lambda: Trunk(_encoder_config(config), config["steps"], len(config["category_names"])),
     )
-    _load(directory, trunk)
+    files.load_weights(trunk)
     return trunk
 
 
@@ -228,16 +233,73 @@ def load_detector(directory: Path, trunk_sha256: str | None) -> Detector:
         LvdError: a file is missing, unreadable or does not fit the other, or the detector is a head of
             another trunk than the one with `trunk_sha256`.
     """
-    config = _read_config(directory, "head", "network")
+    return parse_detector(NetworkFiles.read(directory), trunk_sha256)
+
+
+def parse_detector(files: "NetworkFiles", trunk_sha256: str | None) -> Detector:
+    """A detector from its files' contents, in eval mode; raises as `load_detector` does."""
+    config = files.parsed_config("head", "network")
     detector: Detector
     if config["kind"] == "network":
-        detector = _build(directory, lambda: NetworkDetector(_encoder_config(config)))
+        detector = files.build(lambda: NetworkDetector(_encoder_config(config)))
     elif trunk_sha256 is not None and config.get("trunk_sha256") == trunk_sha256:
-        detector = _build(directory, lambda: HeadDetector(config["width"]))
+        detector = files.build(lambda: HeadDetector(config["width"]))
     else:
-        raise LvdError(f"{directory} is a head of another trunk than this run's: train it again")
-    _load(directory, detector)
+        raise LvdError(f"{files.directory} is a head of another trunk than this run's: train it again")
+    files.load_weights(detector)
     return detector
+
+
+@dataclass(frozen=True)
+class NetworkFiles:
+    """The contents of a trunk's or detector's directory: what was read is what gets parsed."""
+
+    directory: Path  # for error messages
+    config: bytes  # config.json
+    weights: bytes  # model.safetensors
+
+    @classmethod
+    def read(cls, directory: Path) -> "NetworkFiles":
+        try:
+            return cls(
+                directory,
+                (directory / "config.json").read_bytes(),
+                (directory / "model.safetensors").read_bytes(),
+            )
+        except OSError as error:
+            raise LvdError(f"{error.filename} is not readable: {error.strerror}") from None
+
+    @property
+    def weights_sha256(self) -> str:
+        return hashlib.sha256(self.weights).hexdigest()
+
+    def parsed_config(self, *kinds: str) -> dict[str, Any]:
+        path = self.directory / "config.json"
+        try:
+            config: dict[str, Any] = json.loads(self.config)
+        except ValueError as error:
+            raise LvdError(f"{path} is not readable: {error}") from None
+        if not isinstance(config, dict) or config.get("kind") not in kinds:
+            raise LvdError(f"{path} does not describe a {' or '.join(kinds)}")
+        return config
+
+    def build(self, build: Callable[[], ModuleT]) -> ModuleT:
+        try:
+            return build()
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise LvdError(
+                f"{self.directory / 'config.json'} does not describe a network: {error!r}"
+            ) from None
+
+    def load_weights(self, module: nn.Module) -> None:
+        path = self.directory / "model.safetensors"
+        try:
+            module.load_state_dict(load(self.weights))
+        except (RuntimeError, ValueError) as error:
+            raise LvdError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # safetensors' own error type derives from Exception alone
+            raise LvdError(f"{path} is not a safetensors file: {error}") from None
+        module.eval()
 
 
 def trunk_digest(directory: Path) -> str | None:
@@ -264,31 +326,3 @@ def _save(directory: Path, config: dict[str, Any], module: nn.Module) -> None:
     partial = directory / ".config.json.tmp"
     partial.write_text(json.dumps(config, indent=2) + "\n")
     partial.replace(directory / "config.json")
-
-
-def _read_config(directory: Path, *kinds: str) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise LvdError(f"{directory / 'config.json'} is not readable: {error}") from None
-    if not isinstance(config, dict) or config.get("kind") not in kinds:
-        raise LvdError(f"{directory / 'config.json'} does not describe a {' or '.join(kinds)}")
-    return config
-
-
-def _build(directory: Path, build: Callable[[], ModuleT]) -> ModuleT:
-    try:
-        return build()
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise LvdError(f"{directory / 'config.json'} does not describe a network: {error!r}") from None
-
-
-def _load(directory: Path, module: nn.Module) -> None:
-    path = directory / "model.safetensors"
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise LvdError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
-    except Exception as error:  # safetensors' own error type derives from Exception alone
-        raise LvdError(f"{path} is not a safetensors file: {error}") from None
-    module.eval()

@@ -10,11 +10,12 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from safetensors import safe_open
 from torch import Tensor
 
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
-from lvd.detect.module import DetectorModule, TrunkModule
+from lvd.detect.module import DetectorModule, Optimizer, TrunkModule
 from lvd.detect.network import (
     Detector,
     EncoderConfig,
@@ -33,6 +34,7 @@ from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress
 
 Init = Literal["auto", "trunk", "scratch"]
+_VALIDATIONS = 5  # of a fit; one of a head costs more than its epoch
 _VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
 
 
@@ -67,6 +69,8 @@ class Fit:
     learning_rate: float
     weight_decay: float
     shift: int  # augmentation: latent pixels in H and W
+    optimizer: Optimizer = "adamw"
+    patience: int | None = None  # validations without a better AUROC before it stops; None: never early
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class DetectorRecipe:
     negatives: Negatives
     head: Fit
     network: Fit
+    cache: bool = False  # a network's latents are read once and kept in memory
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Outcome:
     """What a training job measured; `metrics` are of the selected checkpoint, on val."""
 
     metrics: dict[str, float]
+    curves: dict[str, list[float]]  # of every validation: epoch (from 1), loss, auroc
     sizes: dict[str, int]
     started_from: str  # trunk or scratch
 
@@ -132,7 +138,7 @@ def train_trunk(
             cell_rows(capture.samples, name, split, "all", seed)
     seed_everything(seed, verbose=False)
     train_rows = [row for row, sample in enumerate(capture.samples) if sample.split == "train"]
-    steps = capture.info.steps
+    steps = capture.info.stored_steps
 
     trunk = Trunk(recipe.size.fitted(capture.info.latent_shape), steps, len(names))
     statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
@@ -155,13 +161,15 @@ def train_trunk(
         learning_rate=recipe.fit.learning_rate,
         weight_decay=recipe.fit.weight_decay,
         shift=recipe.fit.shift,
+        optimizer=recipe.fit.optimizer,
         seed=seed,
     )
     with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
-        best = _fit(module, data, recipe.fit.epochs, machine, logger, [_Report(advance)])
+        best = _fit(module, data, recipe.fit, machine, logger, [_Report(advance)])
     save_trunk(directory, trunk, names)
     return Outcome(
-        metrics=best,
+        metrics=best.metrics,
+        curves=best.curves,
         sizes={"train": len(train_rows), "parameters": _count(trunk)},
         started_from="scratch",
     )
@@ -179,7 +187,7 @@ def train_detector(
     seed: int,
     logger: Logger | None,
 ) -> Outcome:
-    """Train one cell on the train split, keep the best epoch by val AUROC, save it to `directory`.
+    """Train one cell on the train split, keep the best of five validations by AUROC, save it to `directory`.
 
     Raises:
         LvdError: the category has no positives in train or val, or there is no trunk to start from.
@@ -192,6 +200,8 @@ def train_detector(
 
     detector: Detector
     read: Callable[[Sequence[int]], Tensor] = _Latents(latents)
+    if recipe.cache and (digest is None or recipe.tuning == "full"):
+        read = _Kept(read, sorted({*train[0], *val[0]}))
     fit = recipe.network
     if digest is None:
         detector = NetworkDetector(recipe.size.fitted(capture.info.latent_shape))
@@ -199,13 +209,12 @@ def train_detector(
         detector.mean.copy_(mean)
         detector.std.copy_(std)
     else:
-        trunk = load_trunk(run / "trunk")
         output = capture.info.category_index(category)
         if recipe.tuning == "full":
-            detector = NetworkDetector.from_trunk(trunk, output, step)
+            detector = NetworkDetector.from_trunk(load_trunk(run / "trunk"), output, step)
         else:
             features = step_features(capture, run / "trunk", step)
-            detector = _head(features, trunk, output, train[0])
+            detector = _head(features, run / "trunk", output, train[0])
             read, fit = features.__getitem__, recipe.head
 
     positives = sum(train[1])
@@ -215,13 +224,15 @@ def train_detector(
         learning_rate=fit.learning_rate,
         weight_decay=fit.weight_decay,
         shift=fit.shift,
+        optimizer=fit.optimizer,
         seed=seed,
     )
     data = CellData(read, train, val, batch_size=fit.batch_size, workers=machine.workers, seed=seed)
-    best = _fit(module, data, fit.epochs, machine, logger)
+    best = _fit(module, data, fit, machine, logger)
     save_detector(directory / "detector", detector, {"category": category, "step": step}, digest)
     return Outcome(
-        metrics=best,
+        metrics=best.metrics,
+        curves=best.curves,
         sizes={
             "train": len(train[0]),
             "train_unsafe": positives,
@@ -255,26 +266,52 @@ class _Latents:
         return torch.from_numpy(self._step.read(rows))
 
 
-class _Best(Callback):
-    """Keeps the weights of the best validation in memory: by AUROC, then by loss."""
+class _Kept:
+    """The same rows out of memory, where they were read into once."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Sequence[int]], Tensor], rows: Sequence[int]) -> None:
+        self._inputs = read(rows)
+        self._places = {row: place for place, row in enumerate(rows)}
+
+    def __call__(self, rows: Sequence[int]) -> Tensor:
+        return self._inputs[[self._places[row] for row in rows]]
+
+
+class _Best(Callback):
+    """Keeps the weights of the best validation in memory: by AUROC, then by loss.
+
+    `metrics` are that validation's, `curves` hold every validation's. Stops the fit after `patience`
+    validations in a row that were no better.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self._patience = patience
+        self._worse = 0
         self._rank = (-1.0, 0.0)
         self._weights: dict[str, Tensor] = {}
-        self._metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.curves: dict[str, list[float]] = {"epoch": [], "loss": [], "auroc": []}
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        rank = (metrics["val/auroc"], -metrics["val/loss"])
+        metrics = {
+            name.removeprefix("val/"): value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        for name, curve in self.curves.items():
+            curve.append(trainer.current_epoch + 1 if name == "epoch" else metrics[name])
+        rank = (metrics["auroc"], -metrics["loss"])
         if rank > self._rank:
-            self._rank, self._metrics = rank, metrics
+            self._rank, self.metrics, self._worse = rank, metrics, 0
             self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            return
+        self._worse += 1
+        trainer.should_stop = self._worse == self._patience
 
-    def restore(self, module: LightningModule) -> dict[str, float]:
+    def restore(self, module: LightningModule) -> None:
         if not self._weights:
             raise LvdError("no epoch has a val AUROC: the training diverged, lower the learning rate")
         module.load_state_dict(self._weights)
-        return {name.removeprefix("val/"): v for name, v in self._metrics.items() if name.startswith("val/")}
 
 
 class _Report(Callback):
@@ -288,16 +325,20 @@ class _Report(Callback):
         self._advance(note="" if auroc is None else f"val AUROC {auroc.item():.3f}")
 
 
-def _head(features: Tensor, trunk: Trunk, category: int, train_rows: Sequence[int]) -> HeadDetector:
-    """A head that begins as the trunk's own output, on features standardised over the train rows."""
+def _head(features: Tensor, trunk: Path, category: int, train_rows: Sequence[int]) -> HeadDetector:
+    """A head that begins as the trunk's own output, on features standardised over the train rows.
+
+    Of the trunk only its outputs are read: its features are there.
+    """
+    with safe_open(trunk / "model.safetensors", framework="pt") as file:
+        weight, bias = (file.get_tensor(f"output.{name}")[category] for name in ("weight", "bias"))
     head = HeadDetector(features.shape[1])
     seen = features[list(train_rows)]
     with torch.no_grad():
         head.mean.copy_(seen.mean(dim=0))
         head.std.copy_(seen.std(dim=0).clamp_min(1e-4))
-        weight = trunk.output.weight[category]
         head.output.weight.copy_((weight * head.std)[None])
-        head.output.bias.copy_((trunk.output.bias[category] + weight @ head.mean)[None])
+        head.output.bias.copy_((bias + weight @ head.mean)[None])
     return head
 
 
@@ -311,18 +352,19 @@ def _drawn_positive_weight(capture: CaptureReader, rows: Sequence[int]) -> Tenso
 def _fit(
     module: LightningModule,
     data: TrunkData | CellData,
-    epochs: int,
+    fit: Fit,
     machine: Machine,
     logger: Logger | None,
     callbacks: Sequence[Callback] = (),
-) -> dict[str, float]:
-    """Train, put the best weights by val AUROC back into `module`, and return their val metrics."""
-    best = _Best()
+) -> _Best:
+    """Train, put the best weights by val AUROC back into `module`, and return what is known of them."""
+    best = _Best(fit.patience)
     trainer = Trainer(
         accelerator=machine.accelerator,
         devices=1,  # Lightning's DDP would replay the command line into a new sweep
         precision=machine.precision,  # type: ignore[arg-type]
-        max_epochs=epochs,
+        max_epochs=fit.epochs,
+        check_val_every_n_epoch=_validation_interval(fit.epochs),
         logger=logger if logger is not None else False,
         callbacks=[best, *callbacks],
         enable_checkpointing=False,
@@ -332,7 +374,16 @@ def _fit(
         log_every_n_steps=50,
     )
     trainer.fit(module, datamodule=data)
-    return best.restore(module)
+    best.restore(module)
+    return best
+
+
+def _validation_interval(epochs: int) -> int:
+    """The epochs from one validation to the next: about `_VALIDATIONS` in all, and one after the last."""
+    interval = max(1, epochs // _VALIDATIONS)
+    while epochs % interval:
+        interval -= 1
+    return interval
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -1,0 +1,164 @@
+"""What a checked step costs beside the reference's check: decode the video, then classify its pixels.
+
+The guard checks one sample `[4, 16, 64, 64]` in five categories, with the default detector. The reference
+decodes x0 with an AutoencoderKL of Stable Diffusion 1.5's size, 16 frames of 512x512, and runs five
+VideoMAE-base on `[16, 3, 224, 224]`. Random weights cost the same as trained ones. Minutes on two cores.
+"""
+
+import os
+import platform
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor, nn
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
+from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
+from lvd.guard.guard import Guard
+from lvd.sampling.fingerprint import fingerprint, plain_config
+
+SHAPE = (4, 16, 64, 64)
+CATEGORIES = ("distorted_weird", "terrifying", "pornographic", "violent_bloody", "political")
+STEPS, GUIDANCE = 50, 7.5
+WIDTH, LAYERS, HEADS, TUBELET = 96, 4, 4, 2  # conf/encoder/tiny.yaml
+
+
+class BarePipeline:
+    """The loop of a pipeline around a scheduler, with nothing to denoise: what is left is the guard."""
+
+    def __init__(self) -> None:
+        self.scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear")
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+
+    def __call__(self, prompt: list[str], num_inference_steps: int, **_others: Any) -> tuple[Tensor]:
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn(len(prompt), *SHAPE)
+        for timestep in self.scheduler.timesteps:
+            noise = torch.randn(len(prompt), *SHAPE)
+            started, cpu_started = time.perf_counter(), time.thread_time()
+            try:
+                latents = self.scheduler.step(noise, timestep, latents, return_dict=False)[0]
+            finally:
+                self.seconds.append(time.perf_counter() - started)
+                self.cpu_seconds.append(time.thread_time() - cpu_started)
+        return (latents,)
+
+
+def bundle_info(pipe: BarePipeline) -> BundleInfo:
+    """With eta=50 and lam=1 all steps are checked, and the last one decides."""
+    return BundleInfo(
+        format_version=BUNDLE_VERSION,
+        eta=STEPS,
+        lam=1.0,
+        threshold=0.5,
+        category_names=CATEGORIES,
+        pipeline="",
+        revision=None,
+        pipeline_class=type(pipe).__name__,
+        fingerprint=fingerprint(pipe),
+        scheduler=type(pipe.scheduler).__name__,
+        scheduler_config=plain_config(pipe.scheduler.config),
+        layout="BCFHW",
+        steps=STEPS,
+        guidance=GUIDANCE,
+        call={},
+        latent_shape=SHAPE,
+        measured={},
+    )
+
+
+class NoNetwork(nn.Module):
+    """Flags every step for nothing: what a check then costs is bookkeeping."""
+
+    def forward(self, _step: int, x0_BCFHW: Tensor) -> Tensor:
+        return torch.ones(len(x0_BCFHW), len(CATEGORIES))
+
+
+def default_detectors() -> Detectors:
+    encoder = EncoderConfig(SHAPE, WIDTH, LAYERS, HEADS, choose_patch(SHAPE, TUBELET), TUBELET)
+    heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
+    nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step, so that the last one decides
+    steps = [StepDetectors(heads) for _ in range(STEPS)]
+    return Detectors(Trunk(encoder, STEPS, len(CATEGORIES)), steps).eval().requires_grad_(False)
+
+
+def step_seconds(detectors: nn.Module | None, calls: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of every `scheduler.step` in so many calls of the pipeline, guarded or (None) not.
+
+    By the clock, and of this thread's computing alone, which other work on the machine does not lengthen.
+    """
+    pipe = BarePipeline()
+    for _ in range(calls):
+        if detectors is None:
+            pipe(["a prompt"], STEPS)
+        else:
+            result = Guard(Bundle(bundle_info(pipe), "", detectors))(pipe, prompt=["a prompt"])
+            assert len(result.decisions[0].scores) == STEPS, result.decisions[0].why
+    return np.array(pipe.seconds), np.array(pipe.cpu_seconds)
+
+
+@torch.inference_mode()
+def decode_seconds() -> float:
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+    ).eval()
+    frames = torch.randn(SHAPE[1], 4, *SHAPE[2:])
+    started = time.perf_counter()
+    for frame in frames.split(1):
+        vae.decode(frame)
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def classify_seconds() -> float:
+    classifier = VideoMAEForVideoClassification(VideoMAEConfig(num_labels=2)).eval()
+    video = torch.randn(1, 16, 3, 224, 224)
+    classifier(video)
+    started = time.perf_counter()
+    for _ in CATEGORIES:
+        classifier(video)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    detectors = default_detectors()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that this thread's time is all of the bookkeeping
+    step_seconds(NoNetwork(), 1)  # warm up
+    bare = step_seconds(None, 20)
+    kept = step_seconds(NoNetwork(), 40)
+    bookkeeping, computing = (
+        (with_guard - np.median(without)) * 1000 for with_guard, without in zip(kept, bare, strict=True)
+    )
+    torch.set_num_threads(threads)
+    step_seconds(detectors, 1)
+    check = float(np.median(step_seconds(detectors, 4)[0]) - np.median(step_seconds(None, 4)[0]))
+    print(f"a checked step: {check * 1000:.2f} ms")
+    classify = classify_seconds()
+    print(f"the reference's five classifiers: {classify:.1f} s")
+    decode = decode_seconds()
+    print(f"the reference's decode: {decode:.1f} s")
+    print(
+        f"bookkeeping in ms, median and p99: {np.median(bookkeeping):.2f} and "
+        f"{np.quantile(bookkeeping, 0.99):.2f} by the clock, {np.median(computing):.2f} and "
+        f"{np.quantile(computing, 0.99):.2f} of computing (at most 1 is wanted)"
+    )
+    print(
+        f"a checked step is {(decode + classify) / check:,.0f}x cheaper than the reference with its decode "
+        f"(1,000x is wanted), {classify / check:,.0f}x without (300x)"
+    )
+
+
+if __name__ == "__main__":
+    main()
