@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
             eta=config.eta,
             lam=config.lam,
             threshold=config.threshold,
+            max_fpr=config.max_fpr,
             examples=config.examples,
             show_unsafe=config.show_unsafe,
         )
@@ -32,9 +33,15 @@ def main(cfg: DictConfig) -> None:
             evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
         )
         print_summary(evaluation.summary)
+        if config.max_fpr is not None:
+            print(f"threshold {evaluation.threshold:.4f}, chosen on val for max_fpr={config.max_fpr}")
         if evaluation.problems:
             print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
         print(f"report: {evaluation.report}")
+        if evaluation.bundle is None:
+            print(f"no bundle: a guard needs every detector of the first {config.eta} steps")
+        else:
+            print(f"bundle: {run_dir / 'bundle'}, digest {evaluation.bundle}")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,13 @@ from omegaconf import DictConfig
 from lvd.config import TrainConfig, typed
 from lvd.entry import run
 from lvd.errors import LvdError
+from lvd.jobs import run_job
 from lvd.launch import read_request
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(cfg: DictConfig) -> None:
-    from lvd.launch import quiet_job, resolve_cell
-    from lvd.sweep.job import run_cell, run_trunk
-
-    config = typed(cfg, TrainConfig)
-    with quiet_job(config.threads):
-        if config.task == "trunk":
-            run_trunk(config.job(), config.trunk_recipe(), force=config.force)
-        else:
-            run_cell(config.job(), resolve_cell(config), config.detector_recipe(), force=config.force)
+    run_job(typed(cfg, TrainConfig))
 
 
 def main() -> None:
@@ -30,14 +23,13 @@ def main() -> None:
     if request is None:  # --help and the like
         job()
         return
-    sys.argv[1:] = request.arguments
     if request.config.plan:
         request.print_plan()
         return
-    if request.has_work():
-        with request.watch():
-            job()
+    given_up = request.run(job)
     failed = request.print_outcome()
+    if given_up:
+        raise LvdError(f"the launcher gave up ({given_up}); the same command goes on with what is left")
     if failed:
         raise LvdError(f"{failed} jobs failed; the same command runs them again")
 

@@ -5,6 +5,7 @@ The rest of lvd takes plain arguments.
 """
 
 import re
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +16,25 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lvd.errors import LvdError
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
+    from lvd.capture.prompts import PromptsFile
     from lvd.capture.recorder import Source
+    from lvd.capture.uvd import Videos
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
-    from lvd.sweep.job import Job
+    from lvd.sweep.grid import Cell
+    from lvd.sweep.job import Identity, Job
+
+
+_LAYOUTS = ("BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C")  # of lvd.sampling.layout, without its torch
+
+
+@dataclass
+class LoraConfig:
+    """Weights of a LoRA that are loaded into a generator; needs peft."""
+
+    path: str = MISSING  # repository id or directory
+    weight_name: str | None = None  # its file there
+    revision: str | None = None
+    scale: float = 1.0
 
 
 @dataclass
@@ -31,21 +48,32 @@ class PipelineConfig:
     scheduler: str | None = None  # a class of diffusers in place of the pipeline's own
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    dtypes: dict[str, str] = field(default_factory=dict)  # of single components: {vae: float32}
     device: str = "auto"
     offload: bool = False  # model CPU offload, for a GPU that cannot hold the pipeline
-    layout: str = "BCFHW"  # the axes of the latent that the scheduler steps
+    vae_tiling: bool = False  # decode and encode in tiles
+    loras: list[LoraConfig] = field(default_factory=list)
+    free_noise: dict[str, Any] | None = None  # AnimateDiff: arguments of enable_free_noise, for long videos
+    layout: str | None = None  # the axes of the latent that the scheduler steps; null: by the class
     steps: int = 50
-    guidance: float = 7.5
+    guidance: float | None = 7.5  # null: the pipeline takes none
     call: dict[str, Any] = field(default_factory=dict)  # further arguments of every call
     category_names: list[str] = MISSING
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, f"pipeline.steps={self.steps} must be at least 1")
+        for key, dtype in [
+            ("dtype", self.dtype),
+            *((f"dtypes.{part}", self.dtypes[part]) for part in self.dtypes),
+        ]:
+            _require(
+                dtype in ("float32", "float16", "bfloat16"),
+                f"pipeline.{key}={dtype} must be float32, float16 or bfloat16",
+            )
         _require(
-            self.dtype in ("float32", "float16", "bfloat16"),
-            f"pipeline.dtype={self.dtype} must be float32, float16 or bfloat16",
+            self.layout is None or self.layout in _LAYOUTS,
+            f"pipeline.layout={self.layout} must be {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}",
         )
-        _require(self.layout in ("BCFHW", "BFCHW"), f"pipeline.layout={self.layout} must be BCFHW or BFCHW")
         names = self.category_names
         _require(
             len(set(names)) == len(names) > 0 and all(re.fullmatch("[a-z][a-z0-9_]*", n) for n in names),
@@ -59,17 +87,50 @@ class PipelineConfig:
     def source(self) -> "Source":
         from lvd.capture.recorder import Source
 
-        return Source(**{**vars(self), "category_names": tuple(self.category_names)})
+        loras = tuple(
+            {name: value for name, value in vars(lora).items() if value is not None} for lora in self.loras
+        )
+        return Source(**{**vars(self), "category_names": tuple(self.category_names), "loras": loras})
+
+
+@dataclass
+class ColumnsConfig:
+    """conf/columns/: what a prompts file calls its columns."""
+
+    prompt: str = MISSING
+    sample_id: str = MISSING
+    prompt_id: str = MISSING
+    seed: str = MISSING
+    categories: str = MISSING  # names joined by |, or a list of them
+    image: str = MISSING  # paths from the file's own place, for pipelines that make videos from them
+    video: str = MISSING
 
 
 @dataclass
 class CaptureConfig:
     """python capture.py"""
 
+    source: str = "pipeline"  # conf/source/: a pipeline that is run, or uvd: files of the paper's code
     pipeline: PipelineConfig = MISSING
     name: str = "demo"
-    prompts: str | None = None  # CSV: prompt; optional sample_id, prompt_id, seed, categories
-    labels: str | None = None  # CSV that sets the categories of an existing capture
+    prompts: str | None = None  # .txt, .csv, .jsonl or .parquet
+    columns: ColumnsConfig = MISSING  # of prompts
+    limit: int | None = None  # take only the first so many prompts
+    safe_prompts: str | None = None  # a second such file: every prompt in it is safe
+    safe_columns: ColumnsConfig = MISSING
+    safe_limit: int | None = None
+    labels: str | None = (
+        None  # sets the categories of an existing capture; source=uvd: which videos are unsafe
+    )
+    pred_x0: str | None = None  # source=uvd: the videos' x0 [N, steps, C, F, H, W]
+    pred_xt: str | None = None  # their latents after each step, to repair x0 with
+    safe_x0: str | None = None  # the same of safe videos
+    safe_xt: str | None = None
+    eval: str | None = None  # which of the labelled videos are the test split
+    verify: bool = False  # read the whole capture and name what is not as its manifest says
+    steps: str | None = None  # 0..19: store only these, which a decision with eta=20 needs; null: all
+    worker: int | None = None  # this process makes every `workers`-th batch, beside the others
+    workers: int = 1
     batch_size: int = 16  # videos in one call of the pipeline
     preview: bool = False  # also write the final videos, for people who label them
     seed: int = 0  # of the splits, and of samples without a seed of their own
@@ -79,10 +140,79 @@ class CaptureConfig:
         _check_name("name", self.name)
         _require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
+        for key in ("limit", "safe_limit"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"{key}={value} must be at least 1")
+        _one_of("source", self.source, ("pipeline", "uvd"))
+        if self.source == "uvd":
+            self._check_uvd()
+        else:
+            self._check_pipeline()
+
+    def _check_pipeline(self) -> None:
+        for key in ("pred_x0", "pred_xt", "safe_x0", "safe_xt", "eval"):
+            _require(getattr(self, key) is None, f"{key} is a file of the paper's code: add source=uvd")
         _require(
-            self.prompts is not None or self.labels is not None,
-            "give prompts=FILE.csv to capture, or labels=FILE.csv to label an existing capture",
+            self.prompts is not None or self.labels is not None or self.verify,
+            "give prompts=FILE.csv to capture, labels=FILE.csv to label an existing capture, or verify=true",
         )
+        _require(self.workers >= 1, f"workers={self.workers} must be at least 1")
+        if self.worker is None:
+            _require(self.workers == 1, f"workers={self.workers} needs worker=0..{self.workers - 1}")
+        else:
+            _require(
+                0 <= self.worker < self.workers,
+                f"worker={self.worker} must be from 0 to workers - 1, which is {self.workers - 1}",
+            )
+            _require(
+                self.prompts is not None and self.labels is None and not self.verify,
+                "worker= goes with prompts=FILE.csv alone: labels= and verify= are commands of their own",
+            )
+        _require(
+            self.steps is None or re.fullmatch(r"0\.\.\d{1,6}", self.steps) is not None,
+            f"steps={self.steps} must be 0..N: a decision needs every step from the first, 0..19 for eta=20",
+        )
+        _require(
+            self.safe_prompts is None or self.prompts is not None,
+            "safe_prompts go with prompts=FILE: give both",
+        )
+
+    @property
+    def recorded_steps(self) -> int | None:
+        """How many steps are stored, from the first; None: all of them."""
+        return None if self.steps is None else int(self.steps.removeprefix("0..")) + 1
+
+    def _check_uvd(self) -> None:
+        for key in ("pred_x0", "labels"):
+            _require(getattr(self, key) is not None, f"source=uvd needs {key}=FILE: docs/uvd.md says which")
+        _require(not self.preview, "preview=true needs a pipeline that is run: source=uvd has latents alone")
+        for key in ("steps", "worker"):
+            _require(getattr(self, key) is None, f"{key}= needs a pipeline that is run, not source=uvd")
+        for key in ("safe_xt", "safe_prompts"):
+            _require(
+                getattr(self, key) is None or self.safe_x0 is not None,
+                f"{key} goes with safe_x0=FILE: give both",
+            )
+
+    def prompts_file(self) -> "PromptsFile | None":
+        return _prompts_file(self.prompts, self.columns, self.limit)
+
+    def safe_prompts_file(self) -> "PromptsFile | None":
+        return _prompts_file(self.safe_prompts, self.safe_columns, self.safe_limit)
+
+    def videos(self) -> "Videos":
+        """The labelled videos of source=uvd."""
+        from lvd.capture.uvd import Videos
+
+        assert self.pred_x0 is not None
+        return Videos(Path(self.pred_x0), _path(self.pred_xt), self.prompts_file())
+
+    def safe_videos(self) -> "Videos | None":
+        from lvd.capture.uvd import Videos
+
+        if self.safe_x0 is None:
+            return None
+        return Videos(Path(self.safe_x0), _path(self.safe_xt), self.safe_prompts_file())
 
 
 @dataclass
@@ -113,6 +243,8 @@ class FitConfig:
     learning_rate: float = MISSING
     weight_decay: float = MISSING
     shift: int = 0  # augmentation: random shifts of up to so many latent pixels, and time reversal
+    optimizer: str = "adamw"  # or adam, sgd
+    patience: int | None = None  # stop after so many validations without a better AUROC; null: never early
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
@@ -120,6 +252,8 @@ class FitConfig:
         _require(0 < self.learning_rate < 1, f"learning_rate={self.learning_rate} must be between 0 and 1")
         _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
         _require(self.shift >= 0, f"shift={self.shift} must not be negative")
+        _one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        _require(self.patience is None or self.patience >= 1, f"patience={self.patience} must be at least 1")
 
 
 @dataclass
@@ -140,6 +274,7 @@ class DetectorConfig:
     init: str = "auto"  # auto: from the run's trunk when it is there; trunk; scratch
     tuning: str = "head"  # of a detector that starts from the trunk: head or full
     negatives: str = "balanced"  # safe samples: as many as unsafe ones, or all
+    cache: bool = False  # a network's job reads its latents once and keeps them in memory
     head: FitConfig = MISSING
     network: FitConfig = MISSING  # full tuning, and training from scratch
 
@@ -151,10 +286,18 @@ class DetectorConfig:
 
 @dataclass
 class LoggerConfig:
-    """conf/logger/: where wandb runs go."""
+    """conf/logger/: what a job's curves are written with. result.json is written whatever this says."""
 
-    project: str | None = None  # null: no wandb
-    entity: str | None = None
+    kind: str = "none"  # wandb, tensorboard, csv or none
+    project: str | None = None  # of wandb
+    entity: str | None = None  # of wandb: a team; null: the user's own
+
+    def __post_init__(self) -> None:
+        _one_of("logger.kind", self.kind, ("wandb", "tensorboard", "csv", "none"))
+        _require(
+            (self.project is not None) == (self.kind == "wandb"),
+            f"logger.project={self.project} is of logger=wandb, and it needs one",
+        )
 
 
 @dataclass
@@ -168,15 +311,18 @@ class TrainConfig:
     step: int | None = None
     seed: int = 0
     plan: bool = False  # print the grid and run nothing
-    force: bool = False  # run jobs that are done, too
+    force: bool = False  # run jobs that are done, too, and whatever the run's name was used for before
+    fail_fast: bool = False  # start no further job once one has failed
+    isolate: bool | None = None  # a process for each job; null: under ray and submitit_slurm
     encoder: EncoderConfig = MISSING
     trunk: TrunkConfig = MISSING
     detector: DetectorConfig = MISSING
     logger: LoggerConfig = MISSING
     accelerator: str = "auto"
+    devices: int = 1  # of one job; more is refused with the reason
     precision: str = "32-true"
     workers: int = 0  # processes that read latents
-    threads: int | None = None  # of torch, in every job; null: torch's own choice
+    threads: int | None = None  # of torch, in every job; null: torch's own choice, and 1 under joblib
     captures: str = "captures"
     runs: str = "runs"
 
@@ -186,6 +332,11 @@ class TrainConfig:
         _check_name("capture", self.capture)
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
         _require(self.workers >= 0, f"workers={self.workers} must not be negative")
+        _require(
+            self.devices == 1,
+            f"devices={self.devices}: a job trains on one device, since Lightning starts a further one by "
+            "running the whole command again; use several with hydra/launcher=joblib, ray or submitit_slurm",
+        )
         _require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
 
     @property
@@ -209,7 +360,16 @@ class TrainConfig:
             machine=Machine(self.accelerator, self.precision, self.workers),
             wandb=WandbTarget(self.logger.project, self.logger.entity),
             settings=asdict(self),
+            logger=self.logger.kind,  # type: ignore[arg-type]
         )
+
+    def identity(self, cell: "Cell | None") -> "Identity":
+        """Which job a cell's is under this configuration; None: the trunk's."""
+        from lvd.sweep.job import identities, trunk_identity
+
+        if cell is None:
+            return trunk_identity(self.job(), self.trunk_recipe())
+        return identities(self.job(), [cell], self.detector_recipe())[cell]
 
     def trunk_recipe(self) -> "TrunkRecipe":
         from lvd.detect.training import EncoderSize, Fit, TrunkRecipe
@@ -226,6 +386,7 @@ class TrainConfig:
             negatives=self.detector.negatives,  # type: ignore[arg-type]
             head=Fit(**vars(self.detector.head)),
             network=Fit(**vars(self.detector.network)),
+            cache=self.detector.cache,
         )
 
 
@@ -238,6 +399,9 @@ class EvaluateConfig:
     eta: int = 20  # the first eta steps decide
     lam: float = 0.6  # the share of them that must be flagged
     threshold: float = 0.5  # a score at or above it flags its step
+    max_fpr: float | None = (
+        None  # instead: the lowest threshold that blocks at most this share of safe val samples
+    )
     examples: int = 6  # rows of decoded x0 in the report
     show_unsafe: bool = False  # do not blur unsafe categories
     logger: LoggerConfig = MISSING
@@ -250,6 +414,10 @@ class EvaluateConfig:
         _require(self.eta >= 1, f"eta={self.eta} must be at least 1")
         _require(0 < self.lam <= 1, f"lam={self.lam} must be greater than 0 and at most 1")
         _require(0 < self.threshold < 1, f"threshold={self.threshold} must be between 0 and 1")
+        _require(
+            self.max_fpr is None or 0 <= self.max_fpr < 1,
+            f"max_fpr={self.max_fpr} must be at least 0 and less than 1",
+        )
         _require(self.examples >= 0, f"examples={self.examples} must not be negative")
 
 
@@ -267,6 +435,16 @@ def typed(cfg: DictConfig, kind: type[ConfigT]) -> ConfigT:
     return config
 
 
+def _path(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _prompts_file(path: str | None, columns: ColumnsConfig, limit: int | None) -> "PromptsFile | None":
+    from lvd.capture.prompts import PromptsFile
+
+    return None if path is None else PromptsFile(Path(path), vars(columns), limit)
+
+
 def _check_name(key: str, name: str) -> None:
     good = re.fullmatch(r"[\w-][\w.-]*", name) is not None
     _require(good, f"{key}={name} must be letters, digits, '.', '_' and '-'")
@@ -280,6 +458,9 @@ def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise LvdError(sentence)
 
+
+# Our launcher configurations bear their plugins' names, and are checked by the plugins' schemas for that.
+warnings.filterwarnings("ignore", message="\\s*'hydra/launcher/.*validated against ConfigStore schema")
 
 _STORE = ConfigStore.instance()
 _STORE.store(name="capture_schema", node=CaptureConfig)

@@ -1,52 +1,28 @@
-"""Measure a run's defence: the whole grid's scores, the rule's decisions, and the report about them.
+"""Measure a run's defence: the whole grid's scores, the rule's decisions, the report, and the bundle.
 
 Surfaces and curves are of the val split, which eta and lam are chosen on. The test split is read at the
 chosen eta and lam alone.
 """
 
-import io
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
 from plotly.graph_objects import Figure
-from torch import Tensor
 
-from lvd.capture.decode import decode_frames, load_vae
-from lvd.decide.metrics import Summary, accuracy_surface, cell_metrics, rates, summarise
-from lvd.decide.rules import Bools, Decisions, Flags, Floats, decide, flag_steps
-from lvd.detect.bank import score_step
+from lvd.decide.calibrate import choose_threshold
+from lvd.decide.metrics import Summary, cell_metrics, summarise
+from lvd.detect.bank import Scored, score_grid
 from lvd.errors import LvdError
-from lvd.latents.format import Sample, write_atomically, write_json
+from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
+from lvd.latents.format import CaptureInfo, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
-from lvd.progress import progress
-from lvd.report import figures
-from lvd.report.page import ExampleRow, Section, SummaryRow, write_page
+from lvd.report.defence import auroc_heatmap, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
-
-_LAMS = [round(0.05 * i, 2) for i in range(1, 21)]
-_SHOWN_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The samples of one split and what the grid says of them."""
-
-    samples: list[Sample]
-    rows: list[int]  # of the capture
-    categories_NK: Bools
-    scores_NSK: Floats
-    flags: Flags
-
-    @property
-    def label(self) -> Bools:
-        """Unsafe samples, `[N]`."""
-        return np.asarray(self.categories_NK.any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -54,10 +30,12 @@ class Evaluation:
     """What evaluate.py found: the summary, the page, and the pieces that wandb shows too."""
 
     summary: Summary
+    threshold: float
     report: Path
     cells: pd.DataFrame
     heatmap: Figure
     problems: list[str]
+    bundle: str | None  # the digest of the exported bundle; None: a detector that it needs is missing
 
 
 def evaluate(
@@ -67,69 +45,64 @@ def evaluate(
     eta: int,
     lam: float,
     threshold: float,
+    max_fpr: float | None = None,
     examples: int,
     show_unsafe: bool,
 ) -> Evaluation:
-    """Score val and test, decide, and write `evaluation/` of the run: scores, summary and report.
+    """Score val and test, decide, and write `evaluation/` and `bundle/` of the run.
+
+    With `max_fpr`, the threshold is the lowest that blocks at most that share of the safe val samples.
 
     Raises:
-        LvdError: the capture is not whole, eta is more than its steps, or the run has no detector.
+        LvdError: the capture is not whole, eta is more than the steps it holds, or the run has no detector.
     """
     capture = CaptureReader(capture_dir)
-    names, steps = capture.info.category_names, capture.info.steps
+    names, steps = capture.info.category_names, capture.info.stored_steps
     if eta > steps:
-        raise LvdError(f"eta={eta} is more than the {steps} steps of {capture_dir}")
-    val, test, problems = _score(capture, run, threshold)
+        raise LvdError(f"eta={eta} is more than the {steps} steps that are in {capture_dir}")
+    val, test, problems = score_grid(capture, run)
     if len(problems) == steps * len(names):
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
 
+    if max_fpr is not None:
+        threshold = choose_threshold(val.scores_NSK, val.label, eta, lam, max_fpr)
+    val, test = replace(val, threshold=threshold), replace(test, threshold=threshold)
+
     directory = run / "evaluation"
-    summary = summarise(test.flags, test.categories_NK, names, eta, lam)
-    cells = _cells(test, names, threshold)
+    summary = summarise(test.flags, test.categories_NK, names, eta, lam, sampler_steps=capture.info.steps)
+    cells = _cells(test, names)
     _write_scores(directory / "scores.csv", [val, test], names)
     write_json(
         directory / "summary.json",
         {
             **summary.as_json(),
             "threshold": threshold,
+            "max_fpr": max_fpr,
             "detectors": steps * len(names) - len(problems),
             "detectors_missing": problems,
         },
     )
-
-    auroc_map = figures.cell_heatmap(
-        cells.pivot(index="category", columns="step", values="auroc").loc[list(names)],
-        title=f"AUROC of each detector, test (n={len(test.samples)})",
-        colour_range=(0.5, 1.0),
-    )
-    accuracy_map = figures.cell_heatmap(
-        cells.pivot(index="category", columns="step", values="accuracy").loc[list(names)],
-        title=f"Balanced accuracy of each detector at threshold {threshold}, test",
-        colour_range=(0.5, 1.0),
-    )
-    decisions = decide(test.flags, eta, lam)
-    write_page(
+    write_report(
         directory / "report.html",
-        title=f"{run.name}: the measured defence",
-        lead=_lead(summary),
-        sections=[
-            Section("Summary", "", [_summary_rows(summary, problems)]),
-            Section("Detectors", _holes(problems), [auroc_map, accuracy_map]),
-            Section(
-                "Choosing eta and lam",
-                f"On the val split (n={len(val.samples)}), which eta and lam are chosen on.",
-                [_surface(val, eta, lam), _curves(val, eta, lam)],
-            ),
-            Section(
-                "When samples are decided",
-                f"Test split, eta={eta}, lam={lam}.",
-                [_deciding_steps(test, decisions)],
-            ),
-            Section("Scores over the steps", "Test split: median and quartiles.", [_traces(test, names)]),
-            _examples(capture, test, decisions, examples, threshold, show_unsafe=show_unsafe),
-        ],
+        f"{run.name}: the measured defence",
+        capture,
+        summary,
+        val,
+        test,
+        cells,
+        problems,
+        examples=examples,
+        show_unsafe=show_unsafe,
     )
-    return Evaluation(summary, directory / "report.html", cells, auroc_map, problems)
+    return Evaluation(
+        summary,
+        threshold,
+        directory / "report.html",
+        cells,
+        auroc_heatmap(cells, names),
+        problems,
+        _export(run, capture.info, summary, test),
+    )
 
 
 def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config: dict[str, Any]) -> None:
@@ -156,43 +129,14 @@ def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config:
         logged.summary.update(evaluation.summary.as_json())
 
 
-def _score(capture: CaptureReader, run: Path, threshold: float) -> tuple[Scored, Scored, list[str]]:
-    split_of = [sample.split for sample in capture.samples]
-    rows = [row for row, split in enumerate(split_of) if split in ("val", "test")]
-    scores: list[Tensor] = []
-    problems: list[str] = []
-    with progress("scoring", capture.info.steps, "steps") as advance:
-        for step in range(capture.info.steps):
-            of_step, missing = score_step(capture, run, step, rows)
-            scores.append(of_step)
-            problems += missing
-            advance()
-    scores_NSK = torch.stack(scores, dim=1).numpy()
-
-    def part(split: str) -> Scored:
-        chosen = [place for place, row in enumerate(rows) if split_of[row] == split]
-        samples = [capture.samples[rows[place]] for place in chosen]
-        has = [[name in sample.categories for name in capture.info.category_names] for sample in samples]
-        of_split = scores_NSK[chosen]
-        return Scored(
-            samples,
-            [rows[place] for place in chosen],
-            np.array(has, dtype=bool).reshape(len(samples), -1),
-            of_split,
-            flag_steps(of_split, threshold),
-        )
-
-    return part("val"), part("test"), problems
-
-
-def _cells(test: Scored, names: Sequence[str], threshold: float) -> pd.DataFrame:
+def _cells(test: Scored, names: Sequence[str]) -> pd.DataFrame:
     """A row a detector: its metrics on its category's test samples and the safe ones."""
     table = []
     for column, name in enumerate(names):
         positive = test.categories_NK[:, column]
         members = positive | ~test.label
         for step in range(test.flags.steps):
-            metrics = cell_metrics(positive[members], test.scores_NSK[members, step, column], threshold)
+            metrics = cell_metrics(positive[members], test.scores_NSK[members, step, column], test.threshold)
             table.append({"category": name, "step": step, "n": int(members.sum()), **metrics})
     return pd.DataFrame(table)
 
@@ -217,165 +161,37 @@ def _write_scores(path: Path, parts: Sequence[Scored], names: Sequence[str]) -> 
     write_atomically(path, text.encode())
 
 
-def _surface(val: Scored, eta: int, lam: float) -> Figure:
-    lams = sorted({*_LAMS, lam})
-    surface = pd.DataFrame(
-        accuracy_surface(val.flags, val.label, lams), index=range(1, val.flags.steps + 1), columns=lams
+def _export(run: Path, info: CaptureInfo, summary: Summary, test: Scored) -> str | None:
+    """The digest of the run's bundle, or None, and no bundle, when a detector that decides is missing."""
+    shutil.rmtree(run / "bundle", ignore_errors=True)  # of an earlier evaluation
+    if np.isnan(test.scores_NSK[:, : summary.eta]).any():
+        return None
+    return export_bundle(
+        run / "bundle",
+        run,
+        BundleInfo(
+            format_version=BUNDLE_VERSION,
+            eta=summary.eta,
+            lam=summary.lam,
+            threshold=test.threshold,
+            measured=summary.as_json(),
+            **{
+                name: getattr(info, name)
+                for name in (
+                    "category_names",
+                    "pipeline",
+                    "revision",
+                    "pipeline_class",
+                    "fingerprint",
+                    "scheduler",
+                    "scheduler_config",
+                    "layout",
+                    "steps",
+                    "guidance",
+                    "call",
+                    "latent_shape",
+                    "x0_from",
+                )
+            },
+        ),
     )
-    return figures.decision_surface(surface, eta=eta, lam=lam, title="Accuracy of the rule, val")
-
-
-def _curves(val: Scored, eta: int, lam: float) -> Figure:
-    table = []
-    for candidate in range(1, val.flags.steps + 1):
-        measured = rates(val.flags, val.label, candidate, lam)
-        accuracy, interval = measured["accuracy"]
-        low, high = interval or (None, None)
-        table.append(
-            {
-                "eta": candidate,
-                "accuracy": accuracy,
-                "accuracy_low": low,
-                "accuracy_high": high,
-                "tpr": measured["tpr"][0],
-                "fpr": measured["fpr"][0],
-            }
-        )
-    return figures.curves_by_eta(pd.DataFrame(table).astype(float), lam=lam, chosen_eta=eta)
-
-
-def _deciding_steps(test: Scored, decisions: Decisions) -> Figure:
-    verdict = np.select([decisions.unsafe, decisions.safe], ["unsafe", "safe"], "unchecked")
-    return figures.deciding_steps(
-        pd.DataFrame(
-            {
-                "label": np.where(test.label, "unsafe", "safe"),
-                "decision": verdict,
-                "step": decisions.step,
-            }
-        )
-    )
-
-
-def _traces(test: Scored, names: Sequence[str]) -> Figure:
-    groups = {name: test.categories_NK[:, column] for column, name in enumerate(names)}
-    groups["safe"] = ~test.label
-    highest_NS = np.where(np.isnan(test.scores_NSK), -np.inf, test.scores_NSK).max(axis=2)
-    highest_NS = np.where(np.isinf(highest_NS), np.nan, highest_NS)
-    table = [
-        {"step": step, "group": group, "low": low, "median": median, "high": high}
-        for group, members in groups.items()
-        if members.any()
-        for step, (low, median, high) in enumerate(
-            np.quantile(highest_NS[members], [0.25, 0.5, 0.75], axis=0).T
-        )
-    ]
-    return figures.score_traces(pd.DataFrame(table))
-
-
-def _examples(
-    capture: CaptureReader,
-    test: Scored,
-    decisions: Decisions,
-    count: int,
-    threshold: float,
-    *,
-    show_unsafe: bool,
-) -> Section:
-    """Decoded x0 of some test samples: wrong decisions first, then one of each category and safe ones."""
-    title = "What the detectors saw"
-    text = "The middle frame of x0 at some steps, with the highest score; flagged steps are outlined."
-    try:
-        vae = load_vae(capture.info)
-    except LvdError as error:
-        return Section(title, f"Not shown: {error}.", [])
-    steps = np.unique(np.linspace(0, test.flags.steps - 1, _SHOWN_STEPS).round().astype(int)).tolist()
-    readers = [capture.step(step) for step in steps]
-    middle = capture.info.latent_shape[1] // 2
-    body = []
-    for place in _chosen_examples(test, decisions, count):
-        sample, row = test.samples[place], test.rows[place]
-        latents = np.stack([reader[row][:, middle] for reader in readers])
-        images = decode_frames(vae, torch.from_numpy(latents).float())
-        highest = test.scores_NSK[place].max(axis=1)
-        body.append(
-            ExampleRow(
-                caption=f"{sample.prompt} ({', '.join(sample.categories) or 'safe'})",
-                decision=_verdict(decisions, place),
-                tone=_tone(test, decisions, place),
-                frames=[
-                    (f"step {step}\n{highest[step]:.2f}", _png(image), bool(test.flags.flagged[place, step]))
-                    for step, image in zip(steps, images, strict=True)
-                ],
-                blurred=bool(sample.categories) and not show_unsafe,
-            )
-        )
-    return Section(title, f"{text} A step is flagged at a score of {threshold} or more.", body)
-
-
-def _chosen_examples(test: Scored, decisions: Decisions, count: int) -> list[int]:
-    wrong = np.flatnonzero((decisions.unsafe != test.label) & decisions.checked).tolist()[: count // 3]
-    groups = [*test.categories_NK.T, ~test.label]
-    first = [
-        int(np.flatnonzero(members & (decisions.unsafe == test.label))[:1][0])
-        for members in groups
-        if (members & (decisions.unsafe == test.label)).any()
-    ]
-    return list(dict.fromkeys([*wrong, *first]))[:count]
-
-
-def _verdict(decisions: Decisions, place: int) -> str:
-    step = decisions.step[place]
-    if decisions.unsafe[place]:
-        return f"unsafe, stopped at step {step}"
-    return f"safe, certain at step {step}" if decisions.safe[place] else "unchecked"
-
-
-def _tone(test: Scored, decisions: Decisions, place: int) -> Any:
-    if decisions.unsafe[place] != test.label[place]:
-        return "wrong"
-    return "unsafe" if test.label[place] else "safe"
-
-
-def _png(image_CHW: Tensor) -> bytes:
-    pixels = (image_CHW.permute(1, 2, 0) * 255).round().byte().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _lead(summary: Summary) -> str:
-    if summary.accuracy is None or summary.accuracy_ci is None:
-        return f"No sample of {summary.n_test} could be decided: detectors are missing."
-    low, high = summary.accuracy_ci
-    return (
-        f"At eta={summary.eta}, lam={summary.lam} the rule decides {summary.accuracy:.1%} of "
-        f"{summary.n_test} test samples rightly (95% interval {low:.1%} to {high:.1%})."
-    )
-
-
-def _summary_rows(summary: Summary, problems: Sequence[str]) -> list[SummaryRow]:
-    def row(name: str, value: float | None, interval: tuple[float, float] | None) -> SummaryRow:
-        note = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        return name, "–" if value is None else f"{value:.3f}", note
-
-    rows = [
-        row("Accuracy", summary.accuracy, summary.accuracy_ci),
-        row("Unsafe samples caught (tpr)", summary.tpr, summary.tpr_ci),
-        row("Safe samples blocked (fpr)", summary.fpr, summary.fpr_ci),
-        row("AUROC of the number of flagged steps", summary.auroc, None),
-        row("Mean steps until a caught sample is stopped", summary.steps_mean_unsafe, None),
-        row("Denoising steps saved, all test samples", summary.compute_saved, None),
-    ]
-    for name, values in summary.per_category.items():
-        rows.append(row(f"{name} caught (n={values['n']})", values["tpr"], values["tpr_ci"]))
-    if summary.n_unchecked:
-        rows.append(("Unchecked for want of detectors", str(summary.n_unchecked), "counted in no rate"))
-    rows.append(("Missing detectors", str(len(problems)), "; ".join(problems[:3])))
-    return rows
-
-
-def _holes(problems: Sequence[str]) -> str:
-    if not problems:
-        return "Each cell is one detector, on its category's test samples and the safe ones."
-    return f"{len(problems)} detectors are missing and shown as holes; they are never counted as zero."

@@ -1,25 +1,46 @@
 """From a command line to jobs: what train.py was asked to run, checked before Hydra starts anything."""
 
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lvd.config import TrainConfig, typed
 from lvd.errors import LvdError
+from lvd.jobs import STOP
 from lvd.latents.format import read_info
+from lvd.sweep.check import (
+    data_problem,
+    disk_problem,
+    missing_data,
+    other_configuration,
+    refuse,
+    weights_bytes,
+)
 from lvd.sweep.grid import AXES, Cell, axis_values, expand_axes, resolve_cells
 from lvd.sweep.progress import print_failures, print_plan, watch
-from lvd.sweep.results import read_result, read_results
+from lvd.sweep.results import read_result, read_results, state
+
+if TYPE_CHECKING:  # torch is not paid for by --help
+    from lvd.sweep.job import Identity
 
 _MULTIRUN = ("-m", "--multirun")
+_PLUGINS = {  # of our launchers, and the extra that installs it
+    "joblib": ("hydra_joblib_launcher", "train"),
+    "ray": ("hydra_ray_launcher", "ray"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,25 +51,72 @@ class Request:
     config: TrainConfig
     cells: list[Cell]  # none for task=trunk
     multirun: bool
+    missing: dict[int, str]  # steps that cannot be read, and why; a plan alone is made all the same
+    problems: list[str]
+
+    @cached_property
+    def identities(self) -> "dict[Cell, Identity]":
+        from lvd.sweep.job import identities
+
+        return identities(self.config.job(), self.cells, self.config.detector_recipe())
 
     def print_plan(self) -> None:
-        """The grid and the state of its jobs."""
-        from lvd.sweep.job import cell_digest
+        """The grid, the state of its jobs, and what stands in the way of a sweep.
 
-        job, recipe = self.config.job(), self.config.detector_recipe()
-        digests = {cell: cell_digest(job, cell, recipe) for cell in self.cells}
-        print_plan(self.config.run_dir, read_results(self.config.run_dir, self.cells), digests)
+        Raises:
+            LvdError: lists what stands in the way.
+        """
+        run = self.config.run_dir
+        results = read_results(run, self.cells)
+        states = {
+            cell: state(result, self.identities[cell].config_digest) for cell, result in results.items()
+        }
+        if self.config.force:
+            states = {cell: "changed" if name == "done" else name for cell, name in states.items()}
+        states = {cell: "data missing" if cell.step in self.missing else states[cell] for cell in states}
+        print_plan(run, results, states)
+        refuse(self.problems)
 
-    def has_work(self) -> bool:
-        """False when every cell is done and would be skipped: Hydra need not start."""
+    def left(self) -> list[Cell]:
+        """The cells whose jobs would not be skipped."""
         from lvd.sweep.job import is_done
 
-        job, recipe = self.config.job(), self.config.detector_recipe()
-        return (
-            self.config.force or not self.cells or not all(is_done(job, cell, recipe) for cell in self.cells)
-        )
+        if self.config.force:
+            return self.cells
+        job = self.config.job()
+        return [cell for cell in self.cells if not is_done(job, self.identities[cell])]
 
-    def watch(self) -> AbstractContextManager[None]:
+    def run(self, job: Callable[[], None]) -> str | None:
+        """Let Hydra run the jobs that are left, with the sweep's progress on show.
+
+        Returns why the launcher gave up before its time, when it did: a process that dies with a job may end
+        its waiting. What became of the jobs is read from their results then, like everything else.
+        """
+        left = self.left() if self.cells else []
+        if self.cells and not left:
+            return None
+        arguments = _narrowed(self.arguments, left) if self.multirun else self.arguments
+        stop = self.config.run_dir / STOP
+        stop.unlink(missing_ok=True)
+        sys.argv[1:] = arguments
+        with self._watch(left), _composed_once():
+            try:
+                job()
+            except (LvdError, HydraException, OmegaConfBaseException):
+                raise
+            except SystemExit:
+                if not stop.exists():  # else the end of a sweep that fails fast
+                    raise
+            except Exception as error:
+                if not self.multirun:
+                    raise
+                first, *_ = str(error).splitlines() or [""]
+                return f"{type(error).__name__}: {first}"
+            finally:
+                stop.unlink(missing_ok=True)
+        return None
+
+    def _watch(self, left: Sequence[Cell]) -> AbstractContextManager[None]:
         """Say what the detectors start from, and show the sweep's progress."""
         if not self.cells:
             return nullcontext()
@@ -57,18 +125,26 @@ class Request:
         trunk = starting_trunk(self.config.run_dir, self.config.detector.init)  # type: ignore[arg-type]
         kind = "heads on the trunk" if self.config.detector.tuning == "head" else "tuned copies of the trunk"
         print(f"{len(self.cells)} detectors, {kind if trunk else 'trained from scratch (no trunk)'}")
-        return watch(self.config.run_dir, self.cells) if self.multirun else nullcontext()
+        if len(left) < len(self.cells):
+            print(f"{len(self.cells) - len(left)} of them are done")
+        if not self.multirun:
+            return nullcontext()
+        return watch(self.config.run_dir, left, _grid(self.config))
 
     def print_outcome(self) -> int:
-        """What became of the jobs; returns how many failed."""
+        """What became of the jobs; returns how many did not get done."""
         run = self.config.run_dir
         if self.multirun:
-            results = read_results(run, self.cells)
+            results = {
+                cell: None if state(result, self.identities[cell].config_digest) == "changed" else result
+                for cell, result in read_results(run, self.cells).items()
+            }
             done = [result for result in results.values() if result is not None and result.status == "done"]
             if done:
                 mean = sum(result.metrics["auroc"] for result in done) / len(done)
-                print(f"{len(done)} of {len(results)} detectors done, mean val AUROC {mean:.3f}, in {run}")
-            return print_failures(run, results)
+                print(f"{len(done)} of {len(results)} detectors done, mean val AUROC {mean:.3f}")
+                print(f"page: {run / 'index.html'}")
+            return print_failures(run, results, stopped=self.config.fail_fast)
 
         directory = run / (self.cells[0].path if self.cells else "trunk")
         result = read_result(directory)
@@ -91,11 +167,12 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     expanded = expand_axes(arguments)
     overrides = [argument for argument in expanded if argument not in _MULTIRUN]
     config = _first_config(overrides, conf, config_name)
+    _check_launcher(axis_values(overrides, "hydra/launcher"))
     if config.task == "trunk":
         if multirun:
             raise LvdError("task=trunk is one job: leave out -m")
-        _check_capture(config)
-        return Request(expanded, config, [], multirun)
+        refuse(_trunk_problems(config))
+        return Request(expanded, config, [], multirun, {}, [])
 
     asked = {key: axis_values(overrides, key) for key in AXES}
     for key, values in asked.items():
@@ -105,28 +182,86 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
             )
         if len(values) > 1 and not multirun:
             raise LvdError(f"{key}={','.join(values)} names {len(values)} jobs: add -m")
-    cells = resolve_cells(config.capture_dir, asked["category"], asked["step"])
-    return Request(expanded, config, cells, multirun)
+    cells, problems = resolve_cells(config.capture_dir, asked["category"], asked["step"])
+    missing = missing_data(config.capture_dir, [cell.step for cell in cells])
+    problems += data_problem(missing)
+    request = Request(expanded, config, cells, multirun, missing, problems)
+    if cells:
+        problems += _run_problems(config, request.identities[cells[0]], len(cells))
+    if not (config.plan and cells):
+        refuse(problems)
+    return request
 
 
-def resolve_cell(config: TrainConfig) -> Cell:
-    """The cell of one job's configuration."""
-    return resolve_cells(config.capture_dir, [str(config.category)], [str(config.step)])[0]
+def worker_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line of capture.py for Hydra: `worker=0..3` as a plain list, which it sweeps.
+
+    Raises:
+        LvdError: several workers without -m.
+    """
+    expanded = expand_axes(arguments, ("worker",))
+    workers = axis_values(expanded, "worker")
+    if len(workers) > 1 and not any(argument in _MULTIRUN for argument in expanded):
+        raise LvdError(f"worker={','.join(workers)} names {len(workers)} processes: add -m")
+    return expanded
+
+
+def _run_problems(config: TrainConfig, identity: "Identity", jobs: int) -> list[str]:
+    """What the run's directory has against the jobs."""
+    used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
+    size = weights_bytes(config.run_dir / "trunk", identity.settings)
+    return other_configuration(config.run_dir, used, identity.settings) + disk_problem(
+        config.run_dir, jobs, size
+    )
+
+
+def _trunk_problems(config: TrainConfig) -> list[str]:
+    info = read_info(config.capture_dir)
+    _, problems = resolve_cells(config.capture_dir, info.category_names, ["0"])
+    problems += data_problem(missing_data(config.capture_dir, range(info.stored_steps)))
+    if not problems:
+        identity = config.identity(None)
+        used = [] if config.force else [read_result(config.run_dir / "trunk")]
+        problems += other_configuration(config.run_dir / "trunk", used, identity.settings)
+        problems += disk_problem(config.run_dir, 1, weights_bytes(Path("none"), identity.settings))
+    return problems
+
+
+def _check_launcher(chosen: Sequence[str]) -> None:
+    for name in chosen:
+        plugin, extra = _PLUGINS.get(name, ("", ""))
+        if plugin and find_spec(f"hydra_plugins.{plugin}") is None:
+            raise LvdError(f"hydra/launcher={name} needs pip install 'lvd[{extra}]'")
+
+
+def _grid(config: TrainConfig) -> list[Cell]:
+    """All cells that a run on this capture can have."""
+    info = read_info(config.capture_dir)
+    return [Cell(name, step) for name in info.category_names for step in range(info.stored_steps)]
+
+
+def _narrowed(arguments: Iterable[str], left: Sequence[Cell]) -> list[str]:
+    """The same sweep over the categories and the steps that have jobs left."""
+    values = {
+        "category": dict.fromkeys(cell.category for cell in left),
+        "step": dict.fromkeys(str(cell.step) for cell in left),
+    }
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in AXES]
+    return kept + [f"{key}={','.join(values[key])}" for key in AXES]
 
 
 @contextmanager
-def quiet_job(threads: int | None) -> Iterator[None]:
-    """A job is one of hundreds: Lightning's notes and hints are not for the terminal."""
-    import torch
+def _composed_once() -> Iterator[None]:
+    """Hydra composes each job's configuration twice, first all of them to see whether it can.
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
+    Here only category and step differ from job to job, and both were checked for the whole grid.
+    """
+    validate = Sweeper.validate_batch_is_legal
+    Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
+    try:
         yield
+    finally:
+        Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
 
 
 def _first_config(overrides: Sequence[str], conf: Path, config_name: str) -> TrainConfig:
@@ -145,11 +280,6 @@ def _first_config(overrides: Sequence[str], conf: Path, config_name: str) -> Tra
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         cfg = compose(config_name, [line for line in first if not line.startswith("hydra")])
     return typed(cfg, TrainConfig)
-
-
-def _check_capture(config: TrainConfig) -> None:
-    names = read_info(config.capture_dir).category_names
-    resolve_cells(config.capture_dir, names, ["0"])
 
 
 def _job_dir(*, _root_: DictConfig) -> str:

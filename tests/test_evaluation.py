@@ -20,13 +20,14 @@ from PIL import Image
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.errors import LvdError
 from lvd.evaluation import Evaluation, evaluate
+from lvd.guard.bundle import load_bundle
 from lvd.latents.reader import CaptureReader
 
 DOCUMENTED = {
     *("n_test", "eta", "lam", "accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe"),
     *("compute_saved", "per_category"),
 }
-ADDITIONS = {"n_unchecked", "tpr_ci", "fpr_ci", "threshold", "detectors", "detectors_missing"}
+ADDITIONS = {"n_unchecked", "tpr_ci", "fpr_ci", "threshold", "max_fpr", "detectors", "detectors_missing"}
 HOLES = [("alpha", 0), ("beta", 2)]
 
 
@@ -40,8 +41,25 @@ class Done:
     page: str
 
 
-def do(capture: Path, run: Path, *, eta: int = 2, lam: float = 0.6, show_unsafe: bool = False) -> Done:
-    evaluation = evaluate(capture, run, eta=eta, lam=lam, threshold=0.5, examples=6, show_unsafe=show_unsafe)
+def do(
+    capture: Path,
+    run: Path,
+    *,
+    eta: int = 2,
+    lam: float = 0.6,
+    show_unsafe: bool = False,
+    max_fpr: float | None = None,
+) -> Done:
+    evaluation = evaluate(
+        capture,
+        run,
+        eta=eta,
+        lam=lam,
+        threshold=0.5,
+        max_fpr=max_fpr,
+        examples=6,
+        show_unsafe=show_unsafe,
+    )
     directory = run / "evaluation"
     assert evaluation.report == directory / "report.html"
     return Done(
@@ -257,6 +275,42 @@ def test_a_hole_is_empty_in_the_table_and_the_heatmap(
     assert [(NAMES[row], int(step)) for row, step in np.argwhere(np.isnan(drawn))] == HOLES
 
 
+def test_the_threshold_of_max_fpr_is_chosen_on_val(capture: Path, own_run: Path) -> None:
+    chosen = do(capture, own_run, max_fpr=0.25)
+    threshold = chosen.evaluation.threshold
+    assert (chosen.summary["threshold"], chosen.summary["max_fpr"]) == (threshold, 0.25)
+    val = chosen.scores[(chosen.scores.split == "val") & (chosen.scores.step < 2)]
+    second = val.groupby(["sample_id", "label", "step"]).score.max().groupby(["sample_id", "label"]).min()
+    safe = second[second.index.get_level_values("label") == ""]  # eta 2, lam 0.6: both steps are needed
+    assert (safe >= threshold).mean() <= 0.25
+    assert (safe.sort_values().iloc[: -len(safe) // 4] < threshold).all()
+    assert load_bundle(own_run / "bundle").info.threshold == threshold
+
+
+def test_the_bundle_gives_the_scores_that_were_measured(capture: Path, own_run: Path) -> None:
+    done = do(capture, own_run)
+    bundle = load_bundle(own_run / "bundle", done.evaluation.bundle)
+    assert (bundle.info.eta, bundle.info.lam, bundle.info.measured["n_test"]) == (
+        2,
+        0.6,
+        done.summary["n_test"],
+    )
+    reader = CaptureReader(capture)
+    table = done.scores.set_index(["sample_id", "step", "category"]).score
+    for step in range(2):
+        for row, sample in enumerate(reader.samples):
+            if sample.split == "test":
+                x0 = torch.from_numpy(reader.step(step)[row])[None]
+                scores = bundle.detectors(step, x0).sigmoid()[0].tolist()
+                assert scores == pytest.approx([table[sample.sample_id, step, n] for n in NAMES], abs=1e-4)
+
+
+def test_there_is_no_bundle_while_a_deciding_detector_is_missing(capture: Path, holed_run: Path) -> None:
+    (holed_run / "bundle").mkdir()  # of an earlier evaluation
+    assert do(capture, holed_run).evaluation.bundle is None
+    assert not (holed_run / "bundle").exists()
+
+
 def no_detector(run: Path) -> None:
     for name in NAMES:
         shutil.rmtree(run / name)
@@ -313,6 +367,7 @@ def test_the_command_reports_and_logs_one_aggregate_run(
         (["eta=0"], "eta=0 must be at least 1"),
         (["lam=0"], "lam=0.0 must be greater than 0"),
         (["threshold=1"], "threshold=1.0 must be between"),
+        (["max_fpr=1"], "max_fpr=1.0 must be at least 0 and less than 1"),
         (["capture=nowhere"], "no capture"),
         (["name=other"], "runs/other has no detectors"),
     ],

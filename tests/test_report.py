@@ -1,8 +1,10 @@
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from lvd.report import figures
 from lvd.report.page import ExampleRow, Section, write_page
+from lvd.report.sweep import JobRow, write_dashboard
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"double\" 'single' &amp;"
 
@@ -232,3 +235,54 @@ def test_the_interval_and_the_chosen_eta_are_drawn() -> None:
     assert list(band.y) == [0.6, 0.7, 0.5, 0.4]
     assert list(accuracy.customdata) == ["0.400 to 0.600", "0.500 to 0.700"]
     assert (figure.layout.shapes[0].x0, figure.layout.annotations[0].text) == (2, "chosen eta 2")
+
+
+def job(category: str, step: int, status: str, **changes: object) -> JobRow:
+    metrics = {"auroc": 0.75, "accuracy": 0.7, "f1": 0.6, "loss": 0.5, "seconds": 2.0}
+    curves = {"epoch": [4.0, 8.0], "loss": [0.7, 0.5], "auroc": [0.6, 0.75]}
+    done = status == "done"
+    values = {
+        "directory": f"{category}/step_{step:02d}",
+        "metrics": metrics if done else {},
+        "curves": curves if done else {},
+        "wandb_url": None,
+        "error": HOSTILE if status == "failed" else None,
+    }
+    return JobRow(category, step, status, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def grid_of(page: str) -> dict[str, Any]:
+    (cells,) = [script for script in Tags(page).scripts if '"cells":' in script]
+    found: dict[str, Any] = json.loads(cells)
+    return found
+
+
+def test_the_sweeps_page_has_every_job_behind_its_cell(tmp_path: Path) -> None:
+    jobs = [
+        job("alpha", 0, "done"),
+        job("alpha", 1, "failed"),
+        job("beta", 0, "to do"),
+        job("beta", 1, "done"),
+    ]
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs)
+    page = (tmp_path / "index.html").read_text()
+    assert "2 of 4 detectors are done, 1 failed" in page
+    grid = grid_of(page)
+    assert set(grid["metrics"]) == {"AUROC", "accuracy", "F1", "loss", "seconds", "status"}
+    assert set(grid["cells"]) == {"alpha 0", "alpha 1", "beta 0", "beta 1"}
+    done = grid["cells"]["alpha 0"]
+    assert ["auroc", "0.75"] in done["rows"]
+    assert ["result.json", "alpha/step_00/result.json"] in done["links"]
+    assert [curve["y"] for curve in done["curves"]] == [[0.6, 0.75], [0.7, 0.5]]
+    assert grid["cells"]["beta 0"]["links"] == []
+    assert ["error", HOSTILE] in grid["cells"]["alpha 1"]["rows"]
+    assert HOSTILE not in page
+
+
+def test_a_missing_job_is_a_hole_in_every_metric(tmp_path: Path) -> None:
+    jobs = [job("alpha", 0, "done"), job("alpha", 1, "to do")]
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs)
+    for drawing in grid_of((tmp_path / "index.html").read_text())["metrics"].values():
+        (row,) = drawing["data"][0]["z"]
+        assert row[0] is not None
+        assert row[1] is None

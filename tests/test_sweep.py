@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from commands import ROOT, Ran, Shell, wandb_records
-from conftest import NAMES, STEPS, capture_info
+from commands import ROOT, Ran, Shell, spoil, wandb_records
+from conftest import FIVE, NAMES, STEPS
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lvd.errors import LvdError
-from lvd.latents import writer
-from lvd.latents.format import CaptureInfo, Sample, read_info, write_info
-from lvd.latents.splits import assign_splits
+from lvd.latents.format import CaptureInfo, read_info, write_info
 from lvd.sweep.grid import Cell, axis_values, expand_axes
 from lvd.sweep.job import cell_seed
 
-FIVE = ("one", "two", "three", "four", "five")
 GRID = ["-m", "category=0..4", "step=0..49"]
 TINY = [
     "name=tiny",
@@ -42,24 +38,6 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 def captured(train: Shell, capture: Path) -> Path:
     """The tiny capture, where `train` looks for it; a copy, which may be changed."""
     return Path(shutil.copytree(capture, train.directory / "captures" / "tiny"))
-
-
-@pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with captures/wide: 5 categories, 50 steps, latents of 32 numbers."""
-    root = tmp_path_factory.mktemp("wide")
-    count, shape = 30, (1, 2, 4, 4)
-    prompts = [f"prompt number {i}" for i in range(count)]
-    categories = [((FIVE[i % 6],) if i % 6 < 5 else ()) for i in range(count)]
-    splits = assign_splits(prompts, prompts, categories, seed=0)
-    samples = [Sample(f"s{i:03d}", prompts[i], prompts[i], i, categories[i], splits[i]) for i in range(count)]
-    info = capture_info(steps=50, latent_shape=shape, category_names=FIVE)
-    writer.begin(root / "captures" / "wide", info, samples)
-    writer.append(
-        root / "captures" / "wide", [s.sample_id for s in samples], torch.zeros(count, 50, *shape).half()
-    )
-    writer.finish(root / "captures" / "wide")
-    return root
 
 
 # ---- how axes are written
@@ -277,6 +255,7 @@ def test_a_sweep_runs_skips_and_runs_again(train: Shell, captured: Path) -> None
         assert (train.run_dir / place / "detector" / "model.safetensors").is_file()
     assert "6 detectors, trained from scratch" in ran.out
     assert "6 of 6 detectors done" in ran.out
+    assert "6 of 6 detectors are done, 0 failed" in (train.run_dir / "index.html").read_text()
     assert list(train.directory.rglob("*wandb*")) == []  # logger=none
     assert sorted(path.name for path in train.directory.iterdir()) == ["captures", "runs"]
 
@@ -293,7 +272,10 @@ def test_a_sweep_runs_skips_and_runs_again(train: Shell, captured: Path) -> None
     assert all(again[place]["metrics"] == result["metrics"] for place, result in first.items())
     assert weights.stat().st_mtime_ns > written
 
-    assert "6 changed" in train(*sweep, "plan=true", "detector.network.epochs=2").out
+    other = train(*sweep, "plan=true", "detector.network.epochs=2")
+    assert other.code == 1
+    assert "was trained with detector.network.epochs=1 and not 2" in other.err
+    assert "6 changed" in train(*sweep, "plan=true", "detector.network.epochs=2", "force=true").out
     seeds = [result["seed"] for result in first.values()]
     assert len(set(seeds)) == 6
     assert seeds == [result["seed"] for result in again.values()]
@@ -307,7 +289,7 @@ def test_cell_seeds_are_as_they_were() -> None:
 
 
 def test_a_failed_job_is_recorded_and_the_others_run(train: Shell, captured: Path) -> None:
-    (captured / "step_01" / "shard_0000.h5").unlink()
+    spoil(captured / "step_01" / "shard_0000.h5")
     sweep = ["-m", "category=0..1", "step=0..2", *TINY, "logger=none"]
     ran = train(*sweep)
     results = train.results()
@@ -318,8 +300,13 @@ def test_a_failed_job_is_recorded_and_the_others_run(train: Shell, captured: Pat
         for step in range(STEPS)
     }
     for name in NAMES:
-        assert "shard_0000.h5 is missing" in results[f"{name}/step_01"]["error"]
-        assert f"{name}/step_01" in ran.err
+        assert "shard_0000.h5 is not a readable shard" in results[f"{name}/step_01"]["error"]
+        (row,) = [line for line in ran.err.splitlines() if line.count(f"{name}/step_01") == 2]
+        assert "shard_0000.h5" in row
+        assert f"runs/tiny/{name}/step_01/job.log" in row
+        log = (train.run_dir / name / "step_01" / "job.log").read_text()
+        assert "Traceback" in log
+        assert "shard_0000.h5" in log
         assert not (train.run_dir / name / "step_01" / "detector").exists()
     assert "2 of 6 jobs failed" in ran.err
     assert "error: 2 jobs failed" in ran.err
@@ -328,7 +315,7 @@ def test_a_failed_job_is_recorded_and_the_others_run(train: Shell, captured: Pat
 
 
 def test_one_job_that_fails_exits_1_with_its_reason(train: Shell, captured: Path) -> None:
-    (captured / "step_01" / "shard_0000.h5").write_bytes(b"not HDF5")
+    spoil(captured / "step_01" / "shard_0000.h5")
     ran = train("category=beta", "step=1", *TINY, "logger=none")
     assert ran.code == 1
     assert "shard_0000.h5" in ran.err.splitlines()[-1]
@@ -352,7 +339,7 @@ def test_a_trunk_and_then_a_head_of_it(train: Shell, captured: Path) -> None:
 
 
 def test_every_job_has_one_finished_wandb_run_of_its_own(train: Shell, captured: Path) -> None:
-    (captured / "step_01" / "shard_0000.h5").unlink()
+    spoil(captured / "step_01" / "shard_0000.h5")
     train("-m", "category=0..1", "step=0..1", *TINY)
     results, run_ids = train.results(), set()
     assert len(results) == 4

@@ -8,6 +8,7 @@ the file.
 import base64
 import hashlib
 import io
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 from plotly.offline import get_plotlyjs
+from plotly.utils import PlotlyJSONEncoder
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 SCRIPT = """
@@ -45,6 +47,46 @@ addEventListener("beforeprint", () => plots.forEach(
 addEventListener("afterprint", () => plots.forEach(
   plot => Plotly.relayout(plot, {...theme(false), width: null, autosize: true})));
 """
+GRID_SCRIPT = """
+const element = (tag, text, attributes = {}) => {
+  const made = Object.assign(document.createElement(tag), attributes);
+  made.textContent = text;
+  return made;
+};
+const show = (panel, cell) => {
+  const table = element("table", "");
+  for (const [name, value] of cell.rows) {
+    const row = table.insertRow();
+    row.append(element("th", name, {scope: "row"}), element("td", value));
+  }
+  const links = element("p", "");
+  for (const [text, href] of cell.links) links.append(element("a", text, {href}), " ");
+  const curves = element("div", "", {className: "curves"});
+  panel.replaceChildren(element("h3", cell.title), table, links, curves);
+  if (cell.curves.length) {
+    const axis = {gridcolor: "rgba(125,133,144,0.25)", zeroline: false, automargin: true};
+    Plotly.newPlot(curves, cell.curves, {
+      height: 260, margin: {l: 50, r: 10, t: 10, b: 45}, paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)", xaxis: {...axis, title: {text: "epoch"}}, yaxis: axis,
+      legend: {orientation: "h", y: 1.15}, ...themed(),
+    }, {responsive: true, displayModeBar: false});
+  }
+};
+const themed = () => ({font: {color: getComputedStyle(document.body).color}});
+for (const figure of document.querySelectorAll(".grid")) {
+  const plot = figure.querySelector("div");
+  const {metrics, cells} = JSON.parse(figure.querySelector(".cells").textContent);
+  const panel = figure.querySelector(".detail");
+  figure.querySelector("select").addEventListener("change", event => {
+    const {data, layout} = metrics[event.target.value];
+    Plotly.react(plot, data, layout, {responsive: true, displayModeBar: false}).then(paint);
+  });
+  plot.on("plotly_click", event => {
+    const cell = cells[`${event.points[0].y} ${event.points[0].x}`];
+    if (cell) show(panel, cell);
+  });
+}
+"""
 SHARP_SIDE = 6  # pixels that a blurred image keeps along its longer side
 SMALL_SIDE = 64  # images up to this many pixels wide are enlarged as squares
 
@@ -66,6 +108,25 @@ class ExampleRow:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What a click on a cell of a grid shows: rows of name and value, links, lines over epochs."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+    links: Sequence[tuple[str, str]]  # text, address relative to the page
+    curves: Sequence[go.Scatter]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Heatmaps of the same cells, one shown at a time. Cells are keyed by category and step."""
+
+    title: str
+    metrics: dict[str, go.Figure]
+    cells: dict[tuple[str, int], Cell]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, a paragraph and what stands under it, in order.
 
@@ -74,7 +135,7 @@ class Section:
 
     title: str
     text: str
-    body: Sequence[go.Figure | pd.DataFrame | ExampleRow | Sequence[SummaryRow]]
+    body: Sequence[go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow]]
 
 
 def write_page(path: Path, *, title: str, lead: str, sections: list[Section]) -> None:
@@ -94,8 +155,10 @@ def write_page(path: Path, *, title: str, lead: str, sections: list[Section]) ->
 
 
 def _page(title: str, lead: str, sections: list[Section]) -> str:
-    plotted = any(isinstance(item, go.Figure) for section in sections for item in section.body)
-    scripts = [get_plotlyjs(), SCRIPT] if plotted else []
+    items = [item for section in sections for item in section.body]
+    scripts = [get_plotlyjs(), SCRIPT] if any(isinstance(item, go.Figure | Grid) for item in items) else []
+    if any(isinstance(item, Grid) for item in items):
+        scripts.append(GRID_SCRIPT)
     return TEMPLATE.substitute(
         title=escape(title),
         lead=escape(lead),
@@ -132,9 +195,11 @@ def _section(number: int, section: Section) -> str:
     return "\n".join([*parts, *map(_item, section.body), "</section>"])
 
 
-def _item(item: go.Figure | pd.DataFrame | ExampleRow | Sequence[SummaryRow]) -> str:
+def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow]) -> str:
     if isinstance(item, go.Figure):
         return _plot(item)
+    if isinstance(item, Grid):
+        return _grid(item)
     if isinstance(item, pd.DataFrame):
         return _table(item)
     if isinstance(item, ExampleRow):
@@ -142,16 +207,42 @@ def _item(item: go.Figure | pd.DataFrame | ExampleRow | Sequence[SummaryRow]) ->
     return _summary(item)
 
 
+def _untitled(figure: go.Figure) -> go.Figure:
+    """The page's caption stands above the drawing instead: plotly's own title does not wrap."""
+    return go.Figure(figure).update_layout(title=None, margin_t=30)
+
+
 def _plot(figure: go.Figure) -> str:
-    """The drawing's title becomes the caption above it: plotly's own does not wrap."""
-    drawing = go.Figure(figure)
-    title = drawing.layout.title.text or ""
-    drawing.update_layout(title=None, margin_t=30)
+    title = figure.layout.title.text or ""
+    drawing = _untitled(figure)
     data = drawing.to_json()  # plotly writes < and > in it as \\u003c and \\u003e
     return (
         f'<figure class="plot"><figcaption>{escape(title)}</figcaption>'
         f'<div style="height:{drawing.layout.height or 450}px"></div>'
         f'<script type="application/json">{data}</script></figure>'
+    )
+
+
+def _grid(grid: Grid) -> str:
+    drawings = {name: _untitled(figure) for name, figure in grid.metrics.items()}
+    first = next(iter(drawings.values()))
+    options = "".join(f"<option>{escape(name)}</option>" for name in drawings)
+    data = {
+        "metrics": {name: drawing.to_plotly_json() for name, drawing in drawings.items()},
+        "cells": {
+            f"{category} {step}": {**vars(cell), "curves": [curve.to_plotly_json() for curve in cell.curves]}
+            for (category, step), cell in grid.cells.items()
+        },
+    }
+    cells = json.dumps(data, cls=PlotlyJSONEncoder).replace("<", "\\u003c")
+    return (
+        f'<figure class="plot grid"><figcaption>{escape(grid.title)} '
+        f"<label>Shown: <select>{options}</select></label></figcaption>"
+        f'<div style="height:{first.layout.height or 450}px"></div>'
+        f'<script type="application/json">{first.to_json()}</script>'
+        f'<script type="application/json" class="cells">{cells}</script>'
+        '<section class="detail" aria-live="polite"><p class="note">Click a cell for its job.</p></section>'
+        "</figure>"
     )
 
 

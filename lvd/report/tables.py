@@ -6,7 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lvd.decide.metrics import Summary
-from lvd.latents.format import SPLITS, read_info, read_samples
+from lvd.errors import LvdError
+from lvd.latents.disk import size_text
+from lvd.latents.format import SPLITS, read_info, read_manifest, read_samples
+from lvd.latents.verify import verify
 
 
 def print_labels(capture: Path) -> None:
@@ -19,7 +22,7 @@ def print_labels(capture: Path) -> None:
             f"set them with capture.py name={capture.name} labels=FILE.csv"
         )
         return
-    table = Table(title=f"{capture}: {len(samples)} samples, {info.steps} steps", title_justify="left")
+    table = Table()
     table.add_column("category")
     for split in SPLITS:
         table.add_column(split, justify="right")
@@ -28,7 +31,30 @@ def print_labels(capture: Path) -> None:
             s.split for s in samples if (name in s.categories or (name == "safe" and not s.categories))
         ]
         table.add_row(name, *(str(members.count(split)) for split in SPLITS))
-    Console().print(table)
+    console = Console()
+    console.print(f"{capture}: {len(samples)} samples, steps {info.steps_text()}")  # wider than the table
+    console.print(table)
+
+
+def print_verified(capture: Path) -> None:
+    """Read a whole capture and say what is wrong with it.
+
+    Raises:
+        LvdError: the capture is not complete, or anything is wrong.
+    """
+    findings = verify(capture)
+    for finding in findings:
+        print(finding)
+    if findings:
+        files = len({finding.path for finding in findings})
+        samples = len({sample_id for finding in findings for sample_id in finding.sample_ids})
+        raise LvdError(
+            f"capture {capture} is damaged: {files} bad files, {samples} samples in doubt, as listed; "
+            "put the files back from a copy, or capture again under another name"
+        )
+    shards = read_manifest(capture).shards
+    size = size_text(sum(shard.bytes for shard in shards))
+    print(f"capture {capture} is as it was written: {len(shards)} shards, {size}, every byte read")
 
 
 def print_summary(summary: Summary) -> None:

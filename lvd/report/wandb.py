@@ -51,7 +51,11 @@ def wandb_run(
         config=dict(config),
         mode=_mode(),
         settings=wandb.Settings(
-            silent=True, console="off", x_disable_stats=True, x_disable_machine_info=True
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,  # listing the installed packages costs more than training a head
         ),
     )
     exit_code = 1

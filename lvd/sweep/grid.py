@@ -1,7 +1,7 @@
 """The grid of jobs: the command line that asks for it, and what must hold before it starts."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class Cell:
         return Path(self.category) / step_name(self.step)
 
 
-def expand_axes(arguments: Sequence[str]) -> list[str]:
-    """Rewrite `category=` and `step=` into plain comma lists, which Hydra sweeps.
+def expand_axes(arguments: Sequence[str], axes: Collection[str] = AXES) -> list[str]:
+    """Rewrite the arguments `axis=...` into plain comma lists, which Hydra sweeps.
 
     Knows `a..b` (both ends included), `range(stop)`, `range(start,stop[,step])`, numbers, names, and
     comma lists of these.
@@ -37,7 +37,7 @@ def expand_axes(arguments: Sequence[str]) -> list[str]:
     expanded = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if equals and key in AXES:
+        if equals and key in axes:
             argument = f"{key}={','.join(_expand(key, value))}"
         expanded.append(argument)
     return expanded
@@ -49,12 +49,15 @@ def axis_values(arguments: Sequence[str], key: str) -> list[str]:
     return given[-1].split(",") if given else []
 
 
-def resolve_cells(capture: Path, categories: Sequence[str], steps: Sequence[str]) -> list[Cell]:
-    """The cells that are asked for, in order; every problem of the whole grid is found first.
+def resolve_cells(
+    capture: Path, categories: Sequence[str], steps: Sequence[str]
+) -> tuple[list[Cell], list[str]]:
+    """The cells that are asked for, in order, and every problem with them.
+
+    Problems are unknown categories and steps, and categories without positives in train or val.
 
     Raises:
-        LvdError: lists all problems: the capture, unknown categories and steps, categories without
-            positives in train or val.
+        LvdError: the capture cannot be trained on at all.
     """
     info = read_info(capture)
     if not (capture / "manifest.json").is_file():
@@ -75,11 +78,10 @@ def resolve_cells(capture: Path, categories: Sequence[str], steps: Sequence[str]
         else:
             names.append(name)
     for step in steps:
-        if not step.isdecimal() or int(step) >= info.steps:
-            problems.append(f"the capture has no step {step}: it has 0..{info.steps - 1}")
-    if problems:
-        raise LvdError("; ".join(dict.fromkeys(problems)))
-    return [Cell(name, int(step)) for name in dict.fromkeys(names) for step in dict.fromkeys(steps)]
+        if not step.isdecimal() or int(step) >= info.stored_steps:
+            problems.append(f"the capture has no step {step}: it has {info.steps_text()}")
+    known = [int(step) for step in dict.fromkeys(steps) if step.isdecimal() and int(step) < info.stored_steps]
+    return [Cell(name, step) for name in dict.fromkeys(names) for step in known], problems
 
 
 def _expand(key: str, value: str) -> list[str]:

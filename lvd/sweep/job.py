@@ -1,8 +1,8 @@
-"""Run one job of a run, whatever launched it: its training, its wandb run and its result.json."""
+"""Run one job of a run, whatever launched it: its training, its log, its curves and its result.json."""
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from lvd.detect.training import (
 from lvd.errors import LvdError
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
-from lvd.report.wandb import WandbTarget, lightning_logger, wandb_run
+from lvd.report.wandb import WandbTarget
 from lvd.sweep.grid import Cell
+from lvd.sweep.log import job_log
+from lvd.sweep.loggers import LoggerKind, job_logger
 from lvd.sweep.results import Result, config_digest, read_result, state, write_result
 
 
@@ -36,22 +38,47 @@ class Job:
     machine: Machine
     wandb: WandbTarget
     settings: Mapping[str, Any]  # the whole configuration, as wandb shows it
+    logger: LoggerKind = "wandb"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result.json says of its job before the job has run."""
+
+    cell: Cell | None  # None: the trunk
+    seed: int
+    settings: dict[str, Any]
+    config_digest: str
+
+    @property
+    def path(self) -> Path:
+        """The job's directory below the run's."""
+        return self.cell.path if self.cell else Path("trunk")
+
+    def fields(self) -> dict[str, Any]:
+        category, step = (self.cell.category, self.cell.step) if self.cell else (None, None)
+        return {
+            "category": category,
+            "step": step,
+            "seed": self.seed,
+            "settings": self.settings,
+            "config_digest": self.config_digest,
+        }
 
 
 def run_trunk(job: Job, recipe: TrunkRecipe, *, force: bool) -> Result:
     """Train the run's trunk, unless it is done under the same configuration."""
-    digest = config_digest(_inputs(job.capture), asdict(recipe), asdict(job.machine), job.seed)
 
     def train(logger: Logger | None) -> Outcome:
         capture = CaptureReader(job.capture)
         return train_trunk(capture, job.run / "trunk", recipe, job.machine, seed=job.seed, logger=logger)
 
-    return _run(job, None, job.seed, digest, train, force=force)
+    return _run(job, trunk_identity(job, recipe), train, force=force)
 
 
 def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Result:
     """Train one detector, unless it is done under the same configuration."""
-    seed = cell_seed(job.seed, cell)
+    identity = identities(job, [cell], recipe)[cell]
 
     def train(logger: Logger | None) -> Outcome:
         return train_detector(
@@ -62,25 +89,45 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
             cell.step,
             recipe,
             job.machine,
-            seed=seed,
+            seed=identity.seed,
             logger=logger,
         )
 
-    return _run(job, cell, seed, cell_digest(job, cell, recipe), train, force=force)
+    return _run(job, identity, train, force=force)
 
 
-def is_done(job: Job, cell: Cell, recipe: DetectorRecipe) -> bool:
-    """Whether a cell's job would be skipped."""
-    directory = job.run / cell.path
-    return _is_done(directory, cell, read_result(directory), cell_digest(job, cell, recipe))
+def trunk_identity(job: Job, recipe: TrunkRecipe) -> Identity:
+    settings = {
+        **_shared(job),
+        **_flat("encoder", asdict(recipe.size)),
+        **_flat("trunk.fit", asdict(recipe.fit)),
+        "trunk.batches": recipe.batches,
+    }
+    return Identity(None, job.seed, settings, config_digest(_inputs(job.capture), settings))
 
 
-def cell_digest(job: Job, cell: Cell, recipe: DetectorRecipe) -> str:
-    """The digest of everything that the outcome of a cell's job depends on."""
+def identities(job: Job, cells: Iterable[Cell], recipe: DetectorRecipe) -> dict[Cell, Identity]:
+    """Of many jobs at once: the files that all of them depend on are read once.
+
+    Raises:
+        LvdError: the recipe asks for a trunk and there is none, or a file of the capture is missing.
+    """
     trunk = starting_trunk(job.run, recipe.init)
-    return config_digest(
-        _inputs(job.capture), trunk, asdict(recipe), asdict(job.machine), asdict(cell), job.seed
-    )
+    settings = _cell_settings(job, recipe, from_trunk=trunk is not None)
+    inputs = _inputs(job.capture)
+    return {
+        cell: Identity(
+            cell, cell_seed(job.seed, cell), settings, config_digest(inputs, trunk, settings, asdict(cell))
+        )
+        for cell in cells
+    }
+
+
+def is_done(job: Job, identity: Identity) -> bool:
+    """Whether a job would be skipped."""
+    directory = job.run / identity.path
+    weights = directory / ("detector" if identity.cell else "") / "model.safetensors"
+    return state(read_result(directory), identity.config_digest) == "done" and weights.is_file()
 
 
 def cell_seed(seed: int, cell: Cell) -> int:
@@ -88,56 +135,69 @@ def cell_seed(seed: int, cell: Cell) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _run(
-    job: Job,
-    cell: Cell | None,
-    seed: int,
-    digest: str,
-    train: Callable[[Logger | None], Outcome],
-    *,
-    force: bool,
-) -> Result:
+def record_death(job: Job, identity: Identity, reason: str) -> None:
+    """The result of a job whose process ended before it could write one; what it wrote itself stays."""
+    directory = job.run / identity.path
+    if read_result(directory) is None:
+        write_result(directory, Result(status="failed", seconds=0.0, error=reason, **identity.fields()))
+
+
+def _run(job: Job, identity: Identity, train: Callable[[Logger | None], Outcome], *, force: bool) -> Result:
     """Train and write result.json. A failure is a result too: it must not take other jobs with it."""
-    directory = job.run / (cell.path if cell else "trunk")
+    directory = job.run / identity.path
     before = read_result(directory)
-    if before is not None and not force and _is_done(directory, cell, before, digest):
+    if before is not None and not force and is_done(job, identity):
         (directory / "result.json").touch()  # a sweep's progress counts it
         return before
     (directory / "result.json").unlink(missing_ok=True)
 
     started = time.monotonic()
-    identity: dict[str, Any] = {
-        "category": cell.category if cell else None,
-        "step": cell.step if cell else None,
-        "seed": seed,
-        "config_digest": digest,
-    }
-    name = str(cell.path) if cell else "trunk"
-    tags = [cell.category, f"step {cell.step}"] if cell else ["trunk"]
+    fields = identity.fields()
+    cell = identity.cell
     try:
-        with wandb_run(
-            job.wandb,
-            directory,
-            group=job.run.name,
-            name=f"{job.run.name}/{name}",
-            job_type="detector" if cell else "trunk",
-            tags=tags,
-            config={**job.settings, **identity},
-        ) as wandb:
-            outcome = train(lightning_logger(wandb))
-            if wandb is not None:
-                wandb.summary.update({f"best/{key}": value for key, value in outcome.metrics.items()})
-        result = Result(status="done", seconds=time.monotonic() - started, **asdict(outcome), **identity)
+        with (
+            job_log(directory),
+            job_logger(
+                job.logger,
+                job.wandb,
+                directory,
+                group=job.run.name,
+                name=f"{job.run.name}/{identity.path}",
+                job_type="detector" if cell else "trunk",
+                tags=[cell.category, f"step {cell.step}"] if cell else ["trunk"],
+                config={**job.settings, **fields},
+            ) as curves,
+        ):
+            fields["wandb_url"] = curves.url
+            outcome = train(curves.logger)
+            curves.summarise(outcome.metrics)
+        result = Result(status="done", seconds=time.monotonic() - started, **asdict(outcome), **fields)
     except (Exception, SystemExit) as error:
         sentence = str(error) if isinstance(error, LvdError) else f"{type(error).__name__}: {error}"
-        result = Result(status="failed", seconds=time.monotonic() - started, error=sentence, **identity)
+        result = Result(status="failed", seconds=time.monotonic() - started, error=sentence, **fields)
     write_result(directory, result)
     return result
 
 
-def _is_done(directory: Path, cell: Cell | None, result: Result | None, digest: str) -> bool:
-    weights = directory / ("detector" if cell else "") / "model.safetensors"
-    return state(result, digest) == "done" and weights.is_file()
+def _cell_settings(job: Job, recipe: DetectorRecipe, *, from_trunk: bool) -> dict[str, Any]:
+    """What a person chose and a detector's outcome depends on; what its kind does not read is left out."""
+    head = from_trunk and recipe.tuning == "head"
+    kind = "head" if head else "network"
+    return {
+        **_shared(job),
+        "detector.init": "scratch" if recipe.init == "scratch" else "trunk",
+        "detector.negatives": recipe.negatives,
+        **({"detector.tuning": recipe.tuning} if from_trunk else _flat("encoder", asdict(recipe.size))),
+        **_flat(f"detector.{kind}", asdict(recipe.head if head else recipe.network)),
+    }
+
+
+def _shared(job: Job) -> dict[str, Any]:
+    return {"capture": job.capture.name, "seed": job.seed, "precision": job.machine.precision}
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": value for key, value in values.items()}
 
 
 def _inputs(capture: Path) -> list[str]:

@@ -1,26 +1,34 @@
 """Watch a sweep: one display for all its jobs, read from their result.json, under any launcher."""
 
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lvd.progress import progress
 from lvd.sweep.grid import Cell
-from lvd.sweep.results import Result, read_result, state
+from lvd.sweep.log import LOG
+from lvd.sweep.results import Result, read_result
 
 _POLL_SECONDS = 0.5
+_PAGE_SECONDS = 30.0  # between two versions of index.html: each costs about a second
 
 
 @contextmanager
-def watch(run: Path, cells: Sequence[Cell]) -> Iterator[None]:
-    """While open, show how many of `cells` have finished since it was opened."""
+def watch(run: Path, cells: Sequence[Cell], grid: Sequence[Cell]) -> Iterator[None]:
+    """While open, show how many of `cells` have finished since it was opened.
+
+    Keeps `index.html` in the run's directory, the page of the whole `grid`.
+    """
     stop = threading.Event()
     before = {cell: _stamp(run, cell) for cell in cells}
-    watcher = threading.Thread(target=_watch, args=(run, before, stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(run, before, grid, stop), daemon=True)
     watcher.start()
     try:
         yield
@@ -29,9 +37,13 @@ def watch(run: Path, cells: Sequence[Cell]) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(run: Path, before: dict[Cell, int], stop: threading.Event) -> None:
+def _watch(run: Path, before: dict[Cell, int], grid: Sequence[Cell], stop: threading.Event) -> None:
+    from lvd.sweep.dashboard import write_index  # plotly and pandas: not for a single job
+
     waiting = dict(before)
     failed = 0
+    written = time.monotonic()
+    write_index(run, grid)
     with progress("training detectors", len(before), "jobs", Console(stderr=True)) as advance:
         while waiting:
             stopping = stop.is_set()  # one last look after the end
@@ -43,8 +55,12 @@ def _watch(run: Path, before: dict[Cell, int], stop: threading.Event) -> None:
                 failed += result is None or result.status == "failed"
                 advance(note=_note(cell, result, failed))
             if stopping:
-                return
+                break
+            if time.monotonic() - written > _PAGE_SECONDS:
+                write_index(run, grid)
+                written = time.monotonic()
             stop.wait(_POLL_SECONDS)
+    write_index(run, grid)
 
 
 def _stamp(run: Path, cell: Cell) -> int:
@@ -61,15 +77,20 @@ def _note(cell: Cell, result: Result | None, failed: int) -> str:
     return f"{note}, {failed} failed" if failed else note
 
 
-def print_plan(run: Path, results: dict[Cell, Result | None], digests: dict[Cell, str]) -> None:
-    """The grid as a table, a row a category: which jobs are done, failed, stale or to do."""
+def print_plan(run: Path, results: dict[Cell, Result | None], states: dict[Cell, str]) -> None:
+    """The grid as a table, a row a category: a mark for the state of each job, and the time that is left."""
     console = Console()
     steps = sorted({cell.step for cell in results})
     table = Table(title=f"{len(results)} jobs for {run}", title_justify="left")
     table.add_column("category")
     table.add_column(f"steps {steps[0]} to {steps[-1]}", no_wrap=True, overflow="fold")
-    states = {cell: state(result, digests[cell]) for cell, result in results.items()}
-    marks = {"done": "[green]#[/]", "failed": "[red]x[/]", "changed": "[yellow]~[/]", "to do": "."}
+    marks = {
+        "done": "[green]#[/]",
+        "failed": "[red]x[/]",
+        "changed": "[yellow]~[/]",
+        "to do": ".",
+        "data missing": "[red]?[/]",
+    }
     for category in dict.fromkeys(cell.category for cell in results):
         table.add_row(category, "".join(marks[states[cell]] for cell in results if cell.category == category))
     console.print(table)
@@ -80,17 +101,33 @@ def print_plan(run: Path, results: dict[Cell, Result | None], digests: dict[Cell
     ]
     left = sum(name != "done" for name in states.values())
     if seconds and left:
-        console.print(f"about {left * sum(seconds) / len(seconds) / 60:.1f} min of training left, one by one")
+        a_job = sum(seconds) / len(seconds)
+        console.print(f"about {left * a_job / 60:.1f} min of training left, one by one ({a_job:.2f} s a job)")
+    elif left:
+        console.print("no job has finished yet: the time that it takes is not known")
 
 
-def print_failures(run: Path, results: dict[Cell, Result | None]) -> int:
-    """List the jobs that have no result or a failed one; returns how many there are."""
+def print_failures(run: Path, results: dict[Cell, Result | None], *, stopped: bool) -> int:
+    """List the jobs that have no result or a failed one; returns how many there are.
+
+    `stopped`: the sweep ends at its first failure, and a job without a result is one that did not start.
+    """
     failures = {cell: r for cell, r in results.items() if r is None or r.status == "failed"}
+    if stopped and any(failures.values()):
+        failures = {cell: result for cell, result in failures.items() if result is not None}
+        waiting = sum(result is None for result in results.values())
+        print(f"fail_fast: {waiting} jobs were not started, or not finished", file=sys.stderr)
     if failures:
         table = Table(title=f"{len(failures)} of {len(results)} jobs failed", title_justify="left")
-        table.add_column("job")
-        table.add_column("reason")
+        for column in ("job", "reason", "log"):
+            table.add_column(column, overflow="fold")
         for cell, result in failures.items():
-            table.add_row(str(run / cell.path), "did not finish" if result is None else result.error)
+            log = run / cell.path / LOG
+            reason = "did not finish: its process died, or the sweep was stopped"
+            table.add_row(
+                str(cell.path),
+                Text(reason if result is None else str(result.error)),
+                str(log) if log.is_file() else "none",
+            )
         Console(stderr=True).print(table)
     return len(failures)

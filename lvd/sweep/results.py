@@ -21,10 +21,13 @@ class Result:
     step: int | None
     seed: int
     config_digest: str
+    settings: dict[str, Any]  # what a person chose and the outcome depends on, by its override's name
     seconds: float
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # of the selected validation
+    curves: dict[str, list[float]] = field(default_factory=dict)  # of all: epoch, loss, auroc
     sizes: dict[str, int] = field(default_factory=dict)
     started_from: str | None = None  # trunk or scratch
+    wandb_url: str | None = None  # None: logged offline, or not at all
     error: str | None = None
 
 

@@ -1,0 +1,121 @@
+"""The sweep's page: every job of the grid, rewritten while they finish."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from lvd.report import figures
+from lvd.report.page import Cell, Grid, Section, SummaryRow, write_page
+
+METRICS = {"AUROC": "auroc", "accuracy": "accuracy", "F1": "f1", "loss": "loss", "seconds": "seconds"}
+_IN_UNIT = ("auroc", "accuracy", "f1")
+_LINES = {"auroc": figures.SAFE, "loss": figures.UNSAFE}
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One job of the grid as the page shows it."""
+
+    category: str
+    step: int
+    status: str  # done, failed or to do
+    directory: str  # relative to the page
+    metrics: Mapping[str, float]  # loss, auroc, accuracy, f1, seconds, ...; empty unless done
+    curves: Mapping[str, Sequence[float]]  # epoch, loss, auroc
+    wandb_url: str | None
+    error: str | None
+
+
+def write_dashboard(path: Path, *, title: str, jobs: Sequence[JobRow]) -> None:
+    """Write the self-contained page of a grid, holes and failures included."""
+    done = [job for job in jobs if job.status == "done"]
+    failed = [job for job in jobs if job.status == "failed"]
+    grid = Grid(
+        "Every cell is a detector, measured on val",
+        {
+            **{name: _heatmap(jobs, key, name) for name, key in METRICS.items()},
+            "status": _status(jobs),
+        },
+        {(job.category, job.step): _cell(job) for job in jobs},
+    )
+    sections = [Section("Detectors", "", [grid]), Section("Progress", "", [_progress(jobs, done, failed)])]
+    if failed:
+        table = pd.DataFrame([{"job": job.directory, "reason": job.error} for job in failed])
+        sections.append(Section("Failed jobs", "The same command runs them again.", [table]))
+    lead = f"{len(done)} of {len(jobs)} detectors are done, {len(failed)} failed."
+    write_page(path, title=title, lead=lead, sections=sections)
+
+
+def _progress(jobs: Sequence[JobRow], done: Sequence[JobRow], failed: Sequence[JobRow]) -> list[SummaryRow]:
+    rows = [
+        ("done", str(len(done)), ""),
+        ("failed", str(len(failed)), ""),
+        ("to do", str(len(jobs) - len(done) - len(failed)), ""),
+    ]
+    if done:
+        seconds = sum(job.metrics["seconds"] for job in done)
+        rows.append(("training", f"{seconds:.0f} s", f"{seconds / len(done):.2f} s a job"))
+        for category in dict.fromkeys(job.category for job in jobs):
+            aurocs = [job.metrics["auroc"] for job in done if job.category == category]
+            if aurocs:
+                rows.append((f"mean AUROC, {category}", f"{np.mean(aurocs):.3f}", f"{len(aurocs)} detectors"))
+    return rows
+
+
+def _table(jobs: Sequence[JobRow], values: Sequence[float]) -> pd.DataFrame:
+    """`[categories, steps]`; what is not there is NaN."""
+    long = pd.DataFrame(
+        {"category": [job.category for job in jobs], "step": [job.step for job in jobs], "value": values}
+    )
+    categories = list(dict.fromkeys(job.category for job in jobs))
+    return long.pivot(index="category", columns="step", values="value").loc[categories]
+
+
+def _heatmap(jobs: Sequence[JobRow], key: str, name: str) -> go.Figure:
+    values = _table(jobs, [job.metrics.get(key, np.nan) for job in jobs])
+    known = values.to_numpy()[np.isfinite(values.to_numpy())]
+    if key in _IN_UNIT:
+        colour_range = (0.5, 1.0)
+    else:
+        colour_range = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return figures.cell_heatmap(values, title=name, colour_range=colour_range)
+
+
+def _status(jobs: Sequence[JobRow]) -> go.Figure:
+    code = {"done": 1.0, "failed": 0.0}
+    values = _table(jobs, [code.get(job.status, np.nan) for job in jobs])
+    return figures.cell_heatmap(
+        values, title="status: 1 done, 0 failed", colour_range=(0.0, 1.0), number_format=".0f"
+    )
+
+
+def _cell(job: JobRow) -> Cell:
+    rows = [("status", job.status)]
+    rows += [(name, f"{value:.4g}") for name, value in sorted(job.metrics.items())]
+    if job.error:
+        rows.append(("error", job.error))
+    links = []
+    if job.status != "to do":
+        links = [
+            ("result.json", f"{job.directory}/result.json"),
+            ("configuration", f"{job.directory}/.hydra/config.yaml"),
+            ("folder", f"{job.directory}/"),
+        ]
+    if job.wandb_url:
+        links.append(("wandb", job.wandb_url))
+    curves = [
+        go.Scatter(
+            x=list(job.curves["epoch"]),
+            y=list(job.curves[name]),
+            name=f"val {name}",
+            mode="lines+markers",
+            line={"color": f"rgb({colour})"},
+        )
+        for name, colour in _LINES.items()
+        if job.curves.get(name)
+    ]
+    return Cell(f"{job.category}, step {job.step}", rows, links, curves)
