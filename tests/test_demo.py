@@ -24,6 +24,7 @@ from lvd.demo.digits import (
     render,
 )
 from lvd.demo.recipe import GENERATOR, MAX_TOKENS, build_tokenizer
+from lvd.demo.sheet import CELL, GAP
 from lvd.errors import LvdError
 
 SEEDS = range(10)
@@ -207,11 +208,20 @@ def test_contact_sheet_ends_with_the_video_itself(pipeline: Any) -> None:
     assert (sheet[:4] == 255).all()  # white margin: headings are not clipped
     assert (sheet[:, :4] == 255).all()
 
-    cells = sheet[-2 * (recognise.CELL + recognise.GAP) :, -2 * (recognise.CELL + recognise.GAP) :]
+    cells = sheet[-2 * (CELL + GAP) :, -2 * (CELL + GAP) :]
     video = recognise.sample_videos(pipeline, captions, seed=0, steps=2)[1, FRAMES // 2]
     expected = ((video + 1) * 127.5).permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)
-    last = cells[
-        -recognise.CELL - recognise.GAP : -recognise.GAP, -recognise.CELL - recognise.GAP : -recognise.GAP
-    ]
+    last = cells[-CELL - GAP : -GAP, -CELL - GAP : -GAP]
     # DDIM's last step leads to x0 up to the noise of the first timestep (`set_alpha_to_one=False`).
     assert np.abs(last - expected).mean() < 12
+
+
+@pytest.mark.long
+def test_200_fresh_videos_show_the_digit_of_their_prompt(pipeline: Any) -> None:
+    recogniser, right, of = recognise.measured_recogniser(seed=1000)
+    assert right / of > 0.95  # it can read
+    scenes = recognise.balanced_scenes(200, seed=1000)
+    videos = recognise.sample_videos(pipeline, [scene.caption for scene in scenes], seed=1000)
+    read = recognise.recognise(recogniser, videos)
+    print(recognise.digit_table(np.array([scene.digit for scene in scenes]), read))
+    assert np.mean(read == [scene.digit for scene in scenes]) >= 0.90

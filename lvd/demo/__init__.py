@@ -1,1 +1,6 @@
 """The moving-digits generator: a small, real video diffusion pipeline that ships with lvd."""
+
+import transformers
+
+transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
+transformers.utils.logging.disable_progress_bar()

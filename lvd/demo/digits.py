@@ -25,7 +25,7 @@ UNSAFE_DIGITS = 5  # digits below this are the stand-in categories
 CATEGORY_NAMES = tuple(f"digit_{word}" for word in DIGITS[:UNSAFE_DIGITS])
 COLOURS = {
     "red": (1.0, 0.15, 0.15),
-    "orange": (1.0, 0.55, 0.05),
+    "gold": (1.0, 0.55, 0.05),
     "yellow": (1.0, 1.0, 0.15),
     "green": (0.1, 0.85, 0.2),
     "cyan": (0.1, 0.95, 1.0),

@@ -34,12 +34,12 @@ BATCH_FRAMES = 128  # frames in a batch, as single images or as videos: what fit
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer built from the words of the captions: a token each ("green": four)."""
+    """A CLIP byte-pair tokenizer built from the words of the captions: one token each."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = alphabet + [f"{char}</w>" for char in alphabet]
     merges: list[str] = []
-    words = " ".join(["a", *DIGITS, *COLOURS, *MOTIONS]).split()
-    for word in dict.fromkeys(words):
+    words = set(" ".join(["a", *DIGITS, *COLOURS, *MOTIONS]).split())
+    for word in sorted(words, key=lambda word: (-len(word), word)):  # a short word cannot cut a long one
         symbols = [*word[:-1], f"{word[-1]}</w>"]
         merged = symbols[0]
         for symbol in symbols[1:]:
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=12_000, help="training videos (default: %(default)s)")
     parser.add_argument("--vae-steps", type=int, default=1_200)
     parser.add_argument("--image-steps", type=int, default=6_000, help="denoiser steps on single frames")
-    parser.add_argument("--steps", type=int, default=4_000, help="denoiser steps on videos")
+    parser.add_argument("--steps", type=int, default=3_000, help="denoiser steps on videos")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

@@ -12,10 +12,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
@@ -25,6 +26,7 @@ from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, n
 from lvd.capture.decode import decode_frames
 from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_glyphs, render
 from lvd.demo.recipe import GENERATOR
+from lvd.demo.sheet import lay_out
 from lvd.errors import LvdError
 from lvd.progress import progress
 from lvd.sampling.tap import tap_x0
@@ -35,8 +37,6 @@ BATCH = 16
 PASS_SHARE = 0.90
 
 SHEET_STEPS = (0, 5, 10, 20, 35, 49)
-CELL = 96  # pixels; a video's 32 enlarged three times
-GAP = 8
 
 CROP = 20  # pixels around the ink's centroid: a digit with hardly a margin
 FEATURE_SIZE = 10  # the crop, downsampled
@@ -46,6 +46,7 @@ def load_pipeline(generator: Path) -> Any:
     """The demo's `AnimateDiffPipeline`, on a GPU if there is one. Raises `LvdError` if it is not there."""
     if not (generator / "model_index.json").is_file():
         raise LvdError(f"no pipeline in {generator}: make one with `python -m lvd.demo.recipe`")
+    diffusers.utils.logging.disable_progress_bar()
     pipelines: Any = DiffusionPipeline  # diffusers annotates little
     pipeline = pipelines.from_pretrained(generator, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -178,47 +179,7 @@ def contact_sheet(
 
     with tap_x0(pipeline.scheduler, keep):
         _sample_batch(pipeline, captions, seed, steps)
-    return _lay_out(captions, {f"step {step}": middle_frames[step] for step in rows})
-
-
-def _lay_out(headings: Sequence[str], rows: dict[str, Tensor]) -> Image.Image:
-    """A white sheet: wrapped headings above the columns, a label before each row of `[B, 3, H, W]`."""
-    font: Any = ImageFont.load_default(size=13)
-    wrapped = [_wrap(heading, font) for heading in headings]
-    line = sum(font.getmetrics()) + 2
-    left = GAP + round(max(font.getlength(label) for label in rows)) + GAP
-    top = GAP + line * max(len(lines) for lines in wrapped) + GAP
-
-    pitch = CELL + GAP
-    sheet = Image.new("RGB", (left + pitch * len(headings), top + pitch * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(wrapped):
-        for i, text in enumerate(lines):
-            x = left + pitch * column + CELL / 2
-            draw.text((x, top - GAP - line * (len(lines) - i)), text, fill="black", font=font, anchor="ma")
-    for row, (label, frames) in enumerate(rows.items()):
-        y = top + pitch * row
-        draw.text((left - GAP, y + CELL / 2), label, fill="black", font=font, anchor="rm")
-        for column, frame in enumerate(frames):
-            sheet.paste(_cell(frame), (left + pitch * column, y))
-    return sheet
-
-
-def _wrap(text: str, font: Any) -> list[str]:
-    """Lines of whole words that are no wider than a cell."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= CELL:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def _cell(frame: Tensor) -> Image.Image:
-    pixels = ((frame.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-    return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+    return lay_out(captions, {f"step {step}": middle_frames[step] for step in rows})
 
 
 def share_line(correct: int, total: int) -> str:

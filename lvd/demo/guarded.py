@@ -1,0 +1,223 @@
+"""Watch the guard at work: `python -m lvd.demo.guarded`.
+
+Prompts that the detectors never saw (the capture's test split) are sampled with new seeds, one by one, with
+the guard and without it. A line for each says what was decided, when, and what it saved. The end says how
+often the guard was right, and whether the videos that it let through are bit for bit the unguarded ones.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvd.decide.metrics import wilson
+from lvd.demo.recipe import GENERATOR
+from lvd.demo.recognise import load_pipeline
+from lvd.demo.sheet import lay_out
+from lvd.errors import LvdError
+from lvd.guard import AuditLog, Decision, Guard
+from lvd.latents.format import Sample, read_samples, write_json
+from lvd.sampling.call import call_arguments
+
+SHEET_COLUMNS = 12
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One prompt, sampled twice from the same seed."""
+
+    prompt: str
+    unsafe: bool
+    decision: Decision
+    guarded_seconds: float
+    unguarded_seconds: float
+    identical: bool | None  # the released video and the unguarded one; None: nothing was released
+    guarded_frame: Tensor | None  # the middle frame [3, H, W] in [-1, 1]
+    unguarded_frame: Tensor
+
+    def line(self) -> str:
+        kind = ", ".join(self.decision.categories) or self.decision.outcome
+        saved = self.unguarded_seconds - self.guarded_seconds
+        right = (self.decision.outcome == "unsafe") == self.unsafe
+        return (
+            f"{self.prompt:<32} {'unsafe' if self.unsafe else 'safe':<7} {self.decision.outcome:<10} "
+            f"{self.decision.step!s:>4} {self.guarded_seconds:>8.2f} {saved:>8.2f}  "
+            f"{'' if right else 'wrong: '}{kind if self.decision.outcome == 'unsafe' else ''}"
+        ).rstrip()
+
+
+HEADING = f"{'prompt':<32} {'is':<7} {'decision':<10} {'step':>4} {'seconds':>8} {'saved':>8}"
+
+
+def fresh_prompts(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Test samples, unsafe and safe in turn.
+
+    Raises:
+        LvdError: there are fewer than `count`.
+    """
+    test = [sample for sample in samples if sample.split == "test"]
+    unsafe = [sample for sample in test if sample.categories]
+    safe = [sample for sample in test if not sample.categories]
+    if count > 2 * min(len(unsafe), len(safe)):
+        raise LvdError(
+            f"--videos {count}: the capture has {len(unsafe)} unsafe and {len(safe)} safe test prompts"
+        )
+    return list(chain.from_iterable(zip(unsafe, safe, strict=False)))[:count]
+
+
+def show(guard: Guard, pipe: Any, sample: Sample, seed: int, *, guard_first: bool) -> Shown:
+    """Sample one prompt with and without the guard, in either order."""
+    info = guard.bundle.info
+    timed: dict[str, tuple[float, Any]] = {}
+    for way in ("guarded", "unguarded") if guard_first else ("unguarded", "guarded"):
+        generator = torch.Generator("cpu").manual_seed(seed)
+        started = time.perf_counter()
+        if way == "guarded":
+            out = guard(pipe, prompt=[sample.prompt], generator=generator, output_type="np")
+        else:
+            out = pipe(
+                prompt=[sample.prompt],
+                generator=generator,
+                output_type="np",
+                **call_arguments(pipe, info.steps, info.guidance, info.call, 1),
+            ).frames[0]
+        timed[way] = time.perf_counter() - started, out
+    guarded_seconds, result = timed["guarded"]
+    unguarded_seconds, unguarded = timed["unguarded"]
+    video = result.videos[0]
+    return Shown(
+        prompt=sample.prompt,
+        unsafe=bool(sample.categories),
+        decision=result.decisions[0],
+        guarded_seconds=guarded_seconds,
+        unguarded_seconds=unguarded_seconds,
+        identical=None if video is None else np.array_equal(video, unguarded),
+        guarded_frame=None if video is None else _middle_frame(video),
+        unguarded_frame=_middle_frame(unguarded),
+    )
+
+
+def summary(shown: Sequence[Shown]) -> dict[str, Any]:
+    """Rates with Wilson 95 % intervals, the deciding step, and the wall time saved, over what was shown."""
+    unsafe = [one for one in shown if one.unsafe]
+    safe = [one for one in shown if not one.unsafe]
+    caught = [one for one in unsafe if one.decision.outcome == "unsafe"]
+    blocked = [one for one in safe if not one.decision.released]
+    released = [one for one in shown if one.identical is not None]
+    spent = sum(one.guarded_seconds for one in shown)
+    without = sum(one.unguarded_seconds for one in shown)
+    return {
+        "n": len(shown),
+        "unsafe": len(unsafe),
+        "caught": len(caught),
+        "caught_ci": wilson(len(caught), len(unsafe)),
+        "safe": len(safe),
+        "blocked": len(blocked),
+        "blocked_ci": wilson(len(blocked), len(safe)),
+        "unchecked": sum(one.decision.outcome == "unchecked" for one in shown),
+        "median_step_unsafe": median(one.decision.step or 0 for one in caught) if caught else None,
+        "guarded_seconds": spent,
+        "unguarded_seconds": without,
+        "wall_time_saved": 1 - spent / without,
+        "wall_time_saved_unsafe": 1 - _ratio(unsafe),
+        "released": len(released),
+        "released_identical": sum(one.identical is True for one in released),
+    }
+
+
+def _ratio(shown: Sequence[Shown]) -> float:
+    return sum(one.guarded_seconds for one in shown) / sum(one.unguarded_seconds for one in shown)
+
+
+def _print_summary(measured: dict[str, Any]) -> None:
+    def interval(name: str) -> str:
+        low, high = measured[f"{name}_ci"]
+        return f"95% interval {low:.3f} to {high:.3f}"
+
+    print(
+        f"unsafe prompts stopped: {measured['caught']} of {measured['unsafe']} ({interval('caught')}), "
+        f"median step {measured['median_step_unsafe']}"
+    )
+    print(f"safe prompts blocked: {measured['blocked']} of {measured['safe']} ({interval('blocked')})")
+    print(f"released: {measured['released']}, bit-identical to unguarded: {measured['released_identical']}")
+    print(
+        f"wall time {measured['guarded_seconds']:.1f} s guarded, {measured['unguarded_seconds']:.1f} s not: "
+        f"{measured['wall_time_saved']:.0%} saved, {measured['wall_time_saved_unsafe']:.0%} on unsafe prompts"
+    )
+
+
+def _middle_frame(video_FHWC: np.ndarray) -> Tensor:
+    return torch.from_numpy(video_FHWC[len(video_FHWC) // 2]).permute(2, 0, 1) * 2 - 1
+
+
+def _cell(shown: Shown) -> Tensor | str:
+    if shown.guarded_frame is not None:
+        return shown.guarded_frame
+    return f"{shown.decision.outcome}\nstep {shown.decision.step}"
+
+
+def run(
+    bundle: Path, digest: str | None, capture: Path, generator: Path, output: Path, videos: int, seed: int
+) -> None:
+    """Show, print, and write the audit log, the contact sheet and guarded.json into `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "audit.jsonl"
+    log.unlink(missing_ok=True)
+    guard = Guard.from_pretrained(bundle, digest=digest, audit=AuditLog(log))
+    samples = fresh_prompts(read_samples(capture), videos)
+    pipe = load_pipeline(generator)
+    print(HEADING, flush=True)
+    shown = []
+    for number, sample in enumerate(samples):
+        guard_first = number % 4 < 2  # neither way is favoured, in either class
+        shown.append(show(guard, pipe, sample, seed + number, guard_first=guard_first))
+        print(shown[-1].line(), flush=True)
+    measured = summary(shown)
+    _print_summary(measured)
+    records = [
+        {"prompt": one.prompt, "unsafe": one.unsafe, **asdict(one.decision), "identical": one.identical}
+        for one in shown
+    ]
+    write_json(output / "guarded.json", {**measured, "records": records})
+    columns = shown[:SHEET_COLUMNS]
+    sheet = lay_out(
+        [one.prompt for one in columns],
+        {"no guard": [one.unguarded_frame for one in columns], "guard": [_cell(one) for one in columns]},
+    )
+    sheet.save(output / "contact_sheet.png")
+    print(f"contact sheet: {output / 'contact_sheet.png'}; audit log: {log}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    parser.add_argument("--digest", help="refuse a bundle with another digest")
+    parser.add_argument("--capture", type=Path, default=Path("captures/demo"))
+    parser.add_argument("--generator", type=Path, default=GENERATOR)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo/guarded"))
+    parser.add_argument("--videos", type=int, default=112, help="prompts, half of them unsafe (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1_000_000)
+    args = parser.parse_args()
+    try:
+        if args.videos < 2:
+            raise LvdError(f"--videos {args.videos}: give at least 2")
+        run(args.bundle, args.digest, args.capture, args.generator, args.output, args.videos, args.seed)
+    except LvdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
