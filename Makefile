@@ -6,9 +6,10 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/python capture.py pipeline=demo prompts=lvd/demo/prompts.csv name=demo
-	$(BIN)/python train.py task=trunk name=demo
-	$(BIN)/python train.py -m category=0..4 step=0..49 name=demo
+	$(BIN)/python train.py task=trunk experiment=demo
+	$(BIN)/python train.py -m category=0..4 step=0..49 experiment=demo
 	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6
+	$(BIN)/python -m lvd.demo.guarded --videos 8
 
 test: .venv/installed
 	$(BIN)/ruff check .

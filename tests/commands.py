@@ -59,6 +59,11 @@ class Shell:
         }
 
 
+def spoil(shard: Path) -> None:
+    """Damage that only reading the file brings to light: its size stays."""
+    shard.write_bytes(bytes(shard.stat().st_size))
+
+
 def wandb_records(directory: Path) -> list[Any]:
     """Everything in the one offline run of a job, read back from its .wandb file, a LevelDB log."""
     from wandb.proto.wandb_internal_pb2 import Record

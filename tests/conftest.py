@@ -1,20 +1,36 @@
 """A small capture with a signal that a detector can learn, made by the project's own writer.
 
-Also a real AnimateDiffPipeline with random weights, small enough to run in a test.
+Also a real AnimateDiffPipeline with random weights, small enough to run in a test, and a stub of one that
+costs nothing, with detectors that answer from a script.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from lvd.detect.network import (
+    EncoderConfig,
+    HeadDetector,
+    NetworkDetector,
+    Trunk,
+    save_detector,
+    save_trunk,
+    trunk_digest,
+)
+from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
+from lvd.guard.guard import Guard
 from lvd.latents import writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
 from lvd.latents.splits import assign_splits
+from lvd.sampling.fingerprint import fingerprint, plain_config
 
 NAMES = ("alpha", "beta")
+FIVE = ("one", "two", "three", "four", "five")  # of the capture `wide`
 SHAPE = (4, 4, 8, 8)
 STEPS = 3
 
@@ -28,6 +44,8 @@ def capture_info(**changes: object) -> CaptureInfo:
         "call": {"num_frames": 4},
         "scheduler": "DDIMScheduler",
         "scheduler_config": {"beta_start": 0.1},
+        "fingerprint": {"unet": "0" * 64},
+        "layout": "BCFHW",
         "steps": STEPS,
         "guidance": 5.0,
         "latent_shape": SHAPE,
@@ -72,6 +90,24 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_capture(tmp_path_factory.mktemp("captures") / "tiny", 80)
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with captures/wide: 5 categories, 50 steps, latents of 32 numbers."""
+    root = tmp_path_factory.mktemp("wide")
+    count, shape = 30, (1, 2, 4, 4)
+    prompts = [f"prompt number {i}" for i in range(count)]
+    categories = [((FIVE[i % 6],) if i % 6 < 5 else ()) for i in range(count)]
+    splits = assign_splits(prompts, prompts, categories, seed=0)
+    samples = [Sample(f"s{i:03d}", prompts[i], prompts[i], i, categories[i], splits[i]) for i in range(count)]
+    info = capture_info(steps=50, latent_shape=shape, category_names=FIVE)
+    writer.begin(root / "captures" / "wide", info, samples)
+    writer.append(
+        root / "captures" / "wide", [s.sample_id for s in samples], torch.zeros(count, 50, *shape).half()
+    )
+    writer.finish(root / "captures" / "wide")
+    return root
+
+
 @pytest.fixture
 def new_capture(tmp_path: Path) -> Callable[..., Path]:
     def make(count: int = 40, **changes: object) -> Path:
@@ -109,6 +145,146 @@ def tiny_pipeline(tiny_pipeline_path: Path) -> Any:
     pipeline = AnimateDiffPipeline.from_pretrained(tiny_pipeline_path, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+MEASURED = {
+    **{"n_test": 100, "accuracy": 0.912, "accuracy_ci": [0.84, 0.957]},
+    **{"tpr": 0.871, "tpr_ci": [0.78, 0.928], "fpr": 0.043, "fpr_ci": [0.012, 0.145]},
+    "per_category": {
+        "alpha": {"n": 31, "tpr": 0.903, "tpr_ci": [0.751, 0.967]},
+        "beta": {"n": 0, "tpr": None, "tpr_ci": None},
+    },
+}
+
+
+def bundle_info(pipe: Any, **changes: Any) -> BundleInfo:
+    """Made for `pipe`: six steps, decided by the first four, of which one flagged is enough."""
+    values: dict[str, Any] = {
+        **{"format_version": BUNDLE_VERSION, "eta": 4, "lam": 0.25, "threshold": 0.5},
+        **{"category_names": NAMES, "pipeline": "nowhere/at-all", "revision": None},
+        **{"pipeline_class": type(pipe).__name__, "fingerprint": fingerprint(pipe)},
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": plain_config(pipe.scheduler.config),
+        **{"layout": "BCFHW", "steps": 6, "guidance": 5.0, "latent_shape": (4, 8, 8, 8)},
+        **{"call": {"num_frames": 8, "height": 32, "width": 32}, "measured": MEASURED},
+    }
+    return BundleInfo(**{**values, **changes})
+
+
+class StubPipeline:
+    """Steps a real scheduler as a pipeline of diffusers does, towards an x0 that is known.
+
+    The first channel of a sample's x0 is the sample's number, from 1. `disturb` may change the latents
+    before a step, `answer` what the network makes of them, and `order` the timesteps.
+    """
+
+    shape = (2, 1, 2, 2)
+
+    def __init__(self, first: int = 1) -> None:
+        from diffusers import DDIMScheduler
+
+        self.scheduler = DDIMScheduler(clip_sample=False)
+        self.unet = SimpleNamespace(config={"sample_size": 2})
+        self.disturb: Callable[[int, Tensor], Tensor] = lambda step, latents: latents
+        self.answer: Callable[[int, Tensor], Tensor] = lambda step, noise: noise
+        self.order: Callable[[list[Tensor]], list[Tensor]] = lambda timesteps: timesteps
+        self.received: list[dict[str, Any]] = []
+        self.decoded: list[Tensor] = []
+        self.steps = self.freed = 0
+        self._first = first
+
+    def __call__(
+        self,
+        prompt: list[str],
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        num_videos_per_prompt: int = 1,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        self.received.append(
+            {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **others}
+        )
+        self.scheduler.set_timesteps(num_inference_steps)
+        rows = range(self._first, self._first + len(prompt) * num_videos_per_prompt)
+        latents = torch.stack(
+            [torch.randn(self.shape, generator=torch.Generator().manual_seed(row)) for row in rows]
+        )
+        for step, timestep in enumerate(self.order(list(self.scheduler.timesteps))):
+            latents = self.disturb(step, latents)
+            self.steps += 1
+            noise = self.answer(step, self._noise(timestep, latents))
+            latents = self.scheduler.step(noise, timestep, latents).prev_sample
+        if output_type != "latent":
+            self.decoded.append(latents.clone())
+            latents = latents * 2
+        self.maybe_free_model_hooks()
+        return SimpleNamespace(frames=latents) if return_dict else (latents,)
+
+    def maybe_free_model_hooks(self) -> None:
+        self.freed += 1
+
+    def _noise(self, timestep: Tensor, x_t: Tensor) -> Tensor:
+        """What a network answers that sees this x0 in x_t: it depends on x_t, sample by sample."""
+        x0 = x_t.tanh()
+        x0[:, 0] = torch.arange(self._first, self._first + len(x0)).reshape(-1, 1, 1, 1)
+        alpha_bar = self.scheduler.alphas_cumprod[int(timestep)]
+        return (x_t - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+
+
+class Scripted(nn.Module):
+    """Detectors that answer from a table `[samples, steps]` of which steps are flagged, in both categories.
+
+    Remembers which samples it was asked about at which step. `spoil` may change an answer.
+    """
+
+    def __init__(self, flagged: Any) -> None:
+        super().__init__()
+        self.flagged = torch.as_tensor(flagged, dtype=torch.bool)
+        self.asked: list[tuple[int, list[int]]] = []
+        self.spoil: Callable[[int, Tensor], Any] = lambda step, logits: logits
+
+    def __deepcopy__(self, memo: Any) -> "Scripted":
+        return self
+
+    def samples(self, step: int, x0: Tensor) -> list[int]:
+        """Which samples (from 0) these are."""
+        return (x0[:, 0].float().mean(dim=(1, 2, 3)).round().long() - 1).tolist()
+
+    def forward(self, step: int, x0: Tensor) -> Any:
+        rows = self.samples(step, x0)
+        self.asked.append((step, rows))
+        flagged = self.flagged[rows, step].float()
+        return self.spoil(step, (8 * flagged - 4)[:, None].repeat(1, len(NAMES)))
+
+
+def stub_guard(pipe: StubPipeline, flagged: Any, info: dict[str, Any] | None = None, **options: Any) -> Guard:
+    """A guard of `pipe` whose detectors answer from the table `flagged`."""
+    made_for = bundle_info(pipe, **{"latent_shape": pipe.shape, "call": {}, **(info or {})})
+    return Guard(Bundle(made_for, "d" * 64, Scripted(flagged)), **options)  # type: ignore[arg-type]
+
+
+def untrained_run(run: Path, kind: Callable[[str, int], str], steps: int = 4) -> Path:
+    """A run on the tiny pipeline's latents whose cells are heads or networks, as `kind` says."""
+    encoder = EncoderConfig((4, 8, 8, 8), width=16, layers=1, heads=2, patch=2, tubelet=2)
+    torch.manual_seed(0)
+    if any(kind(name, step) == "head" for name in NAMES for step in range(steps)):
+        trunk = Trunk(encoder, steps, len(NAMES))
+        trunk.mean.normal_()
+        trunk.std.uniform_(0.5, 2.0)
+        for embedding in (trunk.scale, trunk.shift):
+            nn.init.normal_(embedding.weight, std=0.3)
+        save_trunk(run / "trunk", trunk, NAMES)
+    for name in NAMES:
+        for step in range(steps):
+            is_head = kind(name, step) == "head"
+            detector = HeadDetector(encoder.width) if is_head else NetworkDetector(encoder)
+            detector.mean.normal_()
+            detector.std.uniform_(0.5, 2.0)
+            directory = run / name / f"step_{step:02d}" / "detector"
+            save_detector(directory, detector, {"category": name, "step": step}, trunk_digest(run / "trunk"))
+    return run
 
 
 @pytest.fixture(scope="session")

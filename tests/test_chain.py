@@ -5,12 +5,15 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
 from lvd.evaluation import evaluate
@@ -46,18 +49,64 @@ def test_all_250_jobs_left_a_result(demo: Path) -> None:
     assert {result["started_from"] for result in results} == {"trunk"}
 
 
+def test_the_demo_reaches_the_papers_level(demo: Path) -> None:
+    """0.911 was measured (docs/demo.md); three of 112 samples are left to another machine's rounding."""
+    summary = json.loads((demo / "evaluation/summary.json").read_text())
+    print(f"accuracy {summary['accuracy']:.3f}, {summary['accuracy_ci']}")
+    assert summary["accuracy"] >= 0.88
+
+
+def test_the_guard_stops_fresh_videos_and_lets_the_others_through_untouched(
+    demo: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lvd.demo.guarded",
+        "--videos",
+        "40",
+        "--seed",
+        "77",
+        "--output",
+        tmp_path,
+    ]
+    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    print(ran.stdout[-600:])
+    measured = json.loads((tmp_path / "guarded.json").read_text())
+    assert (measured["unsafe"], measured["safe"]) == (20, 20)
+    assert measured["unchecked"] == 0
+    assert measured["caught"] >= 15
+    assert measured["blocked"] <= 7
+    assert measured["released_identical"] == measured["released"] > 0
+    assert measured["median_step_unsafe"] < 20
+    assert measured["wall_time_saved_unsafe"] > 0.3
+    verified = subprocess.run(
+        [sys.executable, "-m", "lvd.guard.audit", tmp_path / "audit.jsonl"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert verified.stdout.startswith("40 records, unbroken")
+
+
 def test_shuffled_labels_are_at_chance(demo: Path, tmp_path: Path) -> None:
-    """The mean balanced accuracy of five seeds, true test labels: its 99.9% t-interval holds 0.5."""
-    measured = [_balanced_accuracy_of_shuffled(ROOT / "captures/demo", tmp_path, seed) for seed in range(5)]
-    mean, error = np.mean(measured), stats.sem(measured)
-    reach = stats.t.ppf(0.9995, df=len(measured) - 1) * error
-    print(f"shuffled labels: {mean:.3f} +- {reach:.3f}, seeds {np.round(measured, 3)}")
-    assert abs(mean - 0.5) <= reach
-    assert mean < 0.65
+    """Over five seeds, against the true test labels: the 99.9% t-intervals hold 0.5."""
+    capture = ROOT / "captures/demo"
+    measured = np.array([_shuffled_run(capture, tmp_path, seed) for seed in range(5)])
+    reach = stats.t.ppf(0.9995, df=len(measured) - 1) * stats.sem(measured)
+    for name, mean, within, seeds in zip(
+        ("balanced accuracy", "AUROC"), measured.mean(axis=0), reach, measured.T, strict=True
+    ):
+        print(f"shuffled labels, {name}: {mean:.3f} +- {within:.3f}, seeds {np.round(seeds, 3)}")
+        assert abs(mean - 0.5) <= within
+        assert abs(mean - 0.5) < 0.15
 
 
-def _balanced_accuracy_of_shuffled(capture: Path, folder: Path, seed: int) -> float:
-    """A short run whose train and val labels were dealt anew; ten steps, eta 10."""
+def _shuffled_run(capture: Path, folder: Path, seed: int) -> tuple[float, float]:
+    """A short run whose train and val labels were dealt anew; ten steps, eta 10.
+
+    The rule's balanced accuracy, and the AUROC of a sample's mean score: the rule may say the same of all.
+    """
     shuffled = folder / f"shuffled_{seed}"
     shutil.copytree(capture, shuffled)
     samples = read_samples(capture)
@@ -81,4 +130,7 @@ def _balanced_accuracy_of_shuffled(capture: Path, folder: Path, seed: int) -> fl
     found = evaluate(shuffled, job.run, eta=10, lam=0.6, threshold=0.5, examples=0, show_unsafe=False).summary
     assert found.tpr is not None
     assert found.fpr is not None
-    return (found.tpr + 1 - found.fpr) / 2
+    scores = pd.read_csv(job.run / "evaluation/scores.csv", keep_default_na=False)
+    test = scores[(scores["split"] == "test") & (scores["step"] < 10)].astype({"score": float})
+    mean = test.groupby("sample_id").agg(label=("label", "first"), score=("score", "mean"))
+    return (found.tpr + 1 - found.fpr) / 2, float(roc_auc_score(mean["label"] != "", mean["score"]))
