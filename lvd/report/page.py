@@ -27,25 +27,26 @@ from plotly.utils import PlotlyJSONEncoder
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const plots = [...document.querySelectorAll(".plot")].map(figure => figure.querySelector("div"));
-const theme = printing => {
+let printing = false;  // paper is white, whatever the screen prefers
+const theme = () => {
   const [ink, panel, line] =
     dark.matches && !printing ? ["#e4e9ee", "#1c2229", "#313a44"] : ["#1d232b", "#ffffff", "#dde2e8"];
   return {"font.color": ink, "hoverlabel.font.color": ink, "hoverlabel.bgcolor": panel,
     "hoverlabel.bordercolor": line};
 };
-const paint = () => plots.forEach(plot => Plotly.relayout(plot, theme(false)));
-for (const plot of plots) {
-  const {data, layout} = JSON.parse(plot.nextElementSibling.textContent);
-  Plotly.newPlot(plot, data, layout, {responsive: true, displayModeBar: false});
+const draw = (plot, {data, layout}) =>
+  Plotly.react(plot, data, layout, {responsive: true, displayModeBar: false})
+    .then(() => Plotly.relayout(plot, theme()));
+const repaint = change => document.querySelectorAll(".js-plotly-plot").forEach(
+  plot => Plotly.relayout(plot, {...theme(), ...change}));
+for (const figure of document.querySelectorAll(".plot")) {
+  const plot = figure.querySelector("div");
+  draw(plot, JSON.parse(plot.nextElementSibling.textContent));
 }
-paint();
-dark.addEventListener("change", paint);
+dark.addEventListener("change", () => repaint({}));
 // Drawings have a fixed width: on paper they must fit the narrowest common sheet.
-addEventListener("beforeprint", () => plots.forEach(
-  plot => Plotly.relayout(plot, {...theme(true), width: 660})));
-addEventListener("afterprint", () => plots.forEach(
-  plot => Plotly.relayout(plot, {...theme(false), width: null, autosize: true})));
+addEventListener("beforeprint", () => { printing = true; repaint({width: 660}); });
+addEventListener("afterprint", () => { printing = false; repaint({width: null, autosize: true}); });
 """
 GRID_SCRIPT = """
 const element = (tag, text, attributes = {}) => {
@@ -65,21 +66,19 @@ const show = (panel, cell) => {
   panel.replaceChildren(element("h3", cell.title), table, links, curves);
   if (cell.curves.length) {
     const axis = {gridcolor: "rgba(125,133,144,0.25)", zeroline: false, automargin: true};
-    Plotly.newPlot(curves, cell.curves, {
+    draw(curves, {data: cell.curves, layout: {
       height: 260, margin: {l: 50, r: 10, t: 10, b: 45}, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", xaxis: {...axis, title: {text: "epoch"}}, yaxis: axis,
-      legend: {orientation: "h", y: 1.15}, ...themed(),
-    }, {responsive: true, displayModeBar: false});
+      legend: {orientation: "h", y: 1.15},
+    }});
   }
 };
-const themed = () => ({font: {color: getComputedStyle(document.body).color}});
 for (const figure of document.querySelectorAll(".grid")) {
   const plot = figure.querySelector("div");
   const {metrics, cells} = JSON.parse(figure.querySelector(".cells").textContent);
   const panel = figure.querySelector(".detail");
   figure.querySelector("select").addEventListener("change", event => {
-    const {data, layout} = metrics[event.target.value];
-    Plotly.react(plot, data, layout, {responsive: true, displayModeBar: false}).then(paint);
+    draw(plot, metrics[event.target.value]);
   });
   plot.on("plotly_click", event => {
     const cell = cells[`${event.points[0].y} ${event.points[0].x}`];
