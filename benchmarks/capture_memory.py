@@ -20,6 +20,7 @@ def peak_megabytes(videos: int) -> float:
     from diffusers import DDIMScheduler
 
     from lvd.capture import recorder
+    from lvd.capture.source import Source
     from lvd.latents.format import Sample
 
     class Stub:
@@ -33,22 +34,7 @@ def peak_megabytes(videos: int) -> float:
             return (x_t,)
 
     recorder.load_pipeline = lambda _source: Stub()
-    source = recorder.Source(
-        path="stub",
-        revision=None,
-        pipeline_class="Stub",
-        motion_adapter=None,
-        scheduler=None,
-        scheduler_config={},
-        dtype="float32",
-        device="cpu",
-        offload=False,
-        layout="BCFHW",
-        steps=STEPS,
-        guidance=1.0,
-        call={},
-        category_names=("unsafe",),
-    )
+    source = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
     samples = [Sample(f"s{i}", str(i), f"prompt {i}", i, (), "train") for i in range(videos)]
     with tempfile.TemporaryDirectory() as folder:
         recorder.record(source, samples, True, Path(folder) / "capture", batch_size=10, preview=False)

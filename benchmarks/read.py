@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import torch
 
-from lvd.latents import writer
+from lvd.latents import journal, writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample, step_name
 from lvd.latents.reader import CaptureReader
 
@@ -45,7 +45,7 @@ def write_capture(directory: Path) -> None:
     writer.begin(directory, info, samples)
     for start in range(0, SAMPLES, 32):
         ids = [sample.sample_id for sample in samples[start : start + 32]]
-        writer.append(directory, ids, torch.randn(len(ids), 1, *SHAPE).half())
+        journal.append(directory, ids, torch.randn(len(ids), 1, *SHAPE).half())
     writer.finish(directory)
 
 

@@ -15,10 +15,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from lvd.capture import recorder
+from lvd.capture.source import Source
 from lvd.latents import writer
 from lvd.latents.format import Sample
 
 STEPS, BATCHES, STEP_SECONDS = 50, 4, 0.1
+SOURCE = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
 SIZES = {  # name: C, F, H, W, and videos in a batch
     "AnimateDiff, 4 at once": ((4, 16, 64, 64), 4),
     "AnimateDiff": ((4, 16, 64, 64), 1),
@@ -47,25 +49,6 @@ class Stub:
         return (x_t,)
 
 
-def source() -> recorder.Source:
-    return recorder.Source(
-        path="stub",
-        revision=None,
-        pipeline_class="Stub",
-        motion_adapter=None,
-        scheduler=None,
-        scheduler_config={},
-        dtype="float32",
-        device="cpu",
-        offload=False,
-        layout="BCFHW",
-        steps=STEPS,
-        guidance=1.0,
-        call={},
-        category_names=("unsafe",),
-    )
-
-
 def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float, float, float, float]:
     """What recording adds to the sampling's time, in all and of the sampler's own thread's work.
 
@@ -89,7 +72,7 @@ def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float,
     writer.finish = timed_finish
     samples = [Sample(f"s{i:03d}", str(i), f"prompt {i}", i, (), "train") for i in range(BATCHES * batch)]
     started, worked = time.perf_counter(), time.thread_time()
-    recorder.record(source(), samples, True, directory, batch_size=batch, preview=False)
+    recorder.record(SOURCE, samples, True, directory, batch_size=batch, preview=False)
     total, work = time.perf_counter() - started, time.thread_time() - worked
     writer.finish = finish
 

@@ -17,7 +17,7 @@ from lvd.errors import LvdError
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
-    from lvd.capture.recorder import Source
+    from lvd.capture.source import Source
     from lvd.capture.uvd import Videos
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
     from lvd.sweep.grid import Cell
@@ -85,7 +85,7 @@ class PipelineConfig:
         )
 
     def source(self) -> "Source":
-        from lvd.capture.recorder import Source
+        from lvd.capture.source import Source
 
         loras = tuple(
             {name: value for name, value in vars(lora).items() if value is not None} for lora in self.loras

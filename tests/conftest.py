@@ -24,7 +24,7 @@ from lvd.detect.network import (
 )
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
-from lvd.latents import writer
+from lvd.latents import journal, writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
@@ -80,7 +80,7 @@ def write_capture(directory: Path, count: int, **changes: object) -> Path:
     x0 = latents_of(samples)
     for start in range(0, count, 16):
         ids = [sample.sample_id for sample in samples[start : start + 16]]
-        writer.append(directory, ids, x0[start : start + 16])
+        journal.append(directory, ids, x0[start : start + 16])
     writer.finish(directory)
     return directory
 
@@ -101,7 +101,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples = [Sample(f"s{i:03d}", prompts[i], prompts[i], i, categories[i], splits[i]) for i in range(count)]
     info = capture_info(steps=50, latent_shape=shape, category_names=FIVE)
     writer.begin(root / "captures" / "wide", info, samples)
-    writer.append(
+    journal.append(
         root / "captures" / "wide", [s.sample_id for s in samples], torch.zeros(count, 50, *shape).half()
     )
     writer.finish(root / "captures" / "wide")

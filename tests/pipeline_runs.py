@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lvd.capture.inputs import load_inputs
 from lvd.capture.prompts import PromptsFile, read_prompts
-from lvd.capture.recorder import Source, load_pipeline, record
+from lvd.capture.recorder import record
+from lvd.capture.source import Source, load_pipeline
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.guard import Guard, GuardResult
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
@@ -98,15 +99,8 @@ def tiny_source(tiny: Tiny, directory: Path) -> Source:
     tiny.build().save_pretrained(directory / "pipeline")
     return Source(
         path=str(directory / "pipeline"),
-        revision=None,
         pipeline_class=tiny.pipeline_class,
-        motion_adapter=None,
-        scheduler=None,
-        scheduler_config={},
-        dtype="float32",
         device="cpu",
-        offload=False,
-        layout=None,
         steps=tiny.steps,
         guidance=tiny.guidance,
         call=tiny.arguments(),

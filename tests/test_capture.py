@@ -22,9 +22,10 @@ from PIL import Image
 from lvd.capture import recorder
 from lvd.capture.labels import label
 from lvd.capture.prompts import PromptsFile, read_prompts
-from lvd.capture.recorder import Source, record
+from lvd.capture.recorder import record
+from lvd.capture.source import Source
 from lvd.errors import LvdError
-from lvd.latents import writer
+from lvd.latents import journal, writer
 from lvd.latents.format import Sample, read_info, read_samples
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader
@@ -244,14 +245,7 @@ def test_the_papers_columns_need_five_categories(new_capture: NewCapture, labels
 def source(tiny_pipeline_path: Path) -> Source:
     return Source(
         path=str(tiny_pipeline_path),
-        revision=None,
-        pipeline_class="DiffusionPipeline",
-        motion_adapter=None,
-        scheduler=None,
-        scheduler_config={},
-        dtype="float32",
         device="cpu",
-        offload=False,
         layout="BCFHW",
         steps=4,
         guidance=5.0,
@@ -395,7 +389,7 @@ def test_a_resumed_capture_is_the_uninterrupted_one_bit_for_bit(
 ) -> None:
     directory = tmp_path / "mine"
     interrupt_after(monkeypatch, 1, directory, source)
-    assert writer.journalled(directory) == {"v0", "v1"}
+    assert journal.journalled(directory) == {"v0", "v1"}
     assert not writer.is_complete(directory)
     record_to(directory, source)
     assert "2 of 6 samples are there" in capsys.readouterr().out
@@ -527,7 +521,7 @@ def test_a_capture_killed_at_work_goes_on_and_is_the_uninterrupted_one(
         killed.kill()
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    there = len(writer.journalled(capture))
+    there = len(journal.journalled(capture))
     assert 1 <= there < 8
 
     run_here(monkeypatch, *command(tiny_pipeline_path, tmp_path / "killed", **settings))

@@ -277,7 +277,7 @@ def test_a_disk_that_fills_up_while_a_shard_is_written_is_a_sentence_too(
     samples = make_samples(100)  # 200 KiB a step
     capture = small_disk / "mine"
     writer.begin(capture, capture_info(), samples)
-    writer.append(capture, [s.sample_id for s in samples], latents_of(samples))
+    journal.append(capture, [s.sample_id for s in samples], latents_of(samples))
     leave(small_disk, 2**16)
     with pytest.raises(
         LvdError, match=r"closing capture .*, a step at a time, needs 272 kB of room, .* has 65.5 kB"
@@ -302,7 +302,7 @@ def test_closing_needs_the_room_of_one_step_at_a_time(
     writer.begin(capture, capture_info(), samples)
     for start in range(0, 100, 10):
         batch = samples[start : start + 10]
-        writer.append(capture, [s.sample_id for s in batch], latents_of(batch))
+        journal.append(capture, [s.sample_id for s in batch], latents_of(batch))
     before, sizes = size_of(capture), []
     write_json = writer.write_json
 

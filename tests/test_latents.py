@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from lvd.errors import LvdError
-from lvd.latents import writer
+from lvd.latents import journal, writer
 from lvd.latents.format import SPLITS, read_info, read_samples, write_samples
 from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Entry
@@ -67,7 +67,7 @@ def test_samples_are_stored_in_the_order_of_samples_csv_however_they_arrived(tmp
     samples, x0 = make_samples(COUNT), latents_of(make_samples(COUNT))
     writer.begin(tmp_path, capture_info(), samples)
     for rows in ([7, 3, 11], [0, 1, 2, 4], [10, 9, 8, 6, 5]):
-        writer.append(tmp_path, [samples[row].sample_id for row in rows], x0[rows])
+        journal.append(tmp_path, [samples[row].sample_id for row in rows], x0[rows])
     writer.finish(tmp_path)
     assert same_bits(CaptureReader(tmp_path).step(2).read(range(COUNT)), written()[:, 2])
 
@@ -105,7 +105,7 @@ def test_shards_of_a_mebibyte_take_hardly_more_than_their_latents(
     monkeypatch.setattr(writer, "SHARD_BYTES", 2**20)
     samples = make_samples(2 * 2**20 // SAMPLE_BYTES)
     writer.begin(tmp_path, capture_info(), samples)
-    writer.append(tmp_path, [s.sample_id for s in samples], latents_of(samples))
+    journal.append(tmp_path, [s.sample_id for s in samples], latents_of(samples))
     writer.finish(tmp_path)
     shards = sorted(tmp_path.glob("step_*/*.h5"))
     assert len(shards) == 2 * STEPS
@@ -167,7 +167,7 @@ def test_dataloader_workers_read_the_same(sharded: Path) -> None:
 def test_finish_refuses_while_a_sample_is_missing(tmp_path: Path) -> None:
     samples = make_samples(COUNT)
     writer.begin(tmp_path, capture_info(), samples)
-    writer.append(tmp_path, [s.sample_id for s in samples[:7]], latents_of(samples)[:7])
+    journal.append(tmp_path, [s.sample_id for s in samples[:7]], latents_of(samples)[:7])
     with pytest.raises(LvdError, match="lacks 5 samples, the first is s007"):
         writer.finish(tmp_path)
     assert not writer.is_complete(tmp_path)
@@ -177,13 +177,13 @@ def test_a_batch_that_was_not_committed_does_not_count_and_is_written_again(tmp_
     samples = make_samples(COUNT)
     writer.begin(tmp_path, capture_info(), samples)
     ids = [s.sample_id for s in samples]
-    writer.append(tmp_path, ids[:7], latents_of(samples)[:7])
+    journal.append(tmp_path, ids[:7], latents_of(samples)[:7])
     torn = tmp_path / "journal" / "batch_000001.tmp"
     torn.mkdir()
     (torn / "step_02.safetensors").write_bytes(b"half")
     (torn / "samples.json").write_text(json.dumps(ids[7:]))
-    assert writer.journalled(tmp_path) == set(ids[:7])
-    writer.append(tmp_path, ids[7:], latents_of(samples)[7:])
+    assert journal.journalled(tmp_path) == set(ids[:7])
+    journal.append(tmp_path, ids[7:], latents_of(samples)[7:])
     writer.finish(tmp_path)
     assert same_bits(CaptureReader(tmp_path).step(2).read(range(COUNT)), written()[:, 2])
 
@@ -205,7 +205,7 @@ def test_a_batch_without_all_its_steps_is_never_committed(tmp_path: Path) -> Non
 def test_a_damaged_journal_is_named(tmp_path: Path, spoil: str) -> None:
     samples = make_samples(4)
     writer.begin(tmp_path, capture_info(), samples)
-    writer.append(tmp_path, [s.sample_id for s in samples], latents_of(samples))
+    journal.append(tmp_path, [s.sample_id for s in samples], latents_of(samples))
     (tmp_path / "journal" / "batch_000000" / spoil).write_bytes(b"{")
     with pytest.raises(LvdError, match=r"batch_000000.* is not readable: .*; remove .* and go on"):
         writer.finish(tmp_path)

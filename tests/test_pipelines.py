@@ -29,7 +29,8 @@ from pipeline_runs import (
 from pipelines import TINY, Tiny, picture
 
 from lvd.capture.prompts import PromptsFile, read_prompts
-from lvd.capture.recorder import Source, load_pipeline, record
+from lvd.capture.recorder import record
+from lvd.capture.source import Source, load_pipeline
 from lvd.config import CaptureConfig, typed
 from lvd.errors import LvdError
 from lvd.guard import Guard

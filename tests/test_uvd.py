@@ -25,13 +25,13 @@ from papers_code import papers_code
 
 from lvd.capture import recorder
 from lvd.capture.prompts import PromptsFile
-from lvd.capture.recorder import Source
 from lvd.capture.repair import ddim_steps, repair
+from lvd.capture.source import Source
 from lvd.capture.torch_file import open_tensor, read_numbers
 from lvd.capture.uvd import UNKNOWN_SEED, Videos, import_uvd
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
-from lvd.latents import writer
+from lvd.latents import journal, writer
 from lvd.latents.format import Sample, read_info, read_samples
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits
@@ -57,10 +57,16 @@ def paper_scheduler(**changes: Any) -> Any:
 
 def source(**changes: Any) -> Source:
     values: dict[str, Any] = {
-        **{"path": "nowhere/at-all", "revision": None, "pipeline_class": "AnimateDiffPipeline"},
-        **{"motion_adapter": None, "scheduler": "DDIMScheduler", "scheduler_config": PAPER},
-        **{"dtype": "float32", "device": "cpu", "offload": False, "layout": "BCFHW", "steps": STEPS},
-        **{"guidance": 8.5, "call": {"num_frames": 4}, "category_names": FIVE},
+        "path": "nowhere/at-all",
+        "pipeline_class": "AnimateDiffPipeline",
+        "scheduler": "DDIMScheduler",
+        "scheduler_config": PAPER,
+        "device": "cpu",
+        "layout": "BCFHW",
+        "steps": STEPS,
+        "guidance": 8.5,
+        "call": {"num_frames": 4},
+        "category_names": FIVE,
     }
     return Source(**{**values, **changes})
 
@@ -110,10 +116,7 @@ def demo_source() -> Source:
     path = str(ROOT / "lvd/demo/generator")
     names = tuple(f"digit_{name}" for name in ("zero", "one", "two", "three", "four"))
     call = {"num_frames": 8, "height": 32, "width": 32}
-    return source(
-        **{"path": path, "scheduler": None, "scheduler_config": {}, "steps": 50, "guidance": 5.0},
-        **{"call": call, "category_names": names},
-    )
+    return Source(path, names, steps=50, guidance=5.0, device="cpu", call=call)
 
 
 def save(directory: Path, **held: Any) -> dict[str, Path]:
@@ -386,7 +389,7 @@ def test_an_import_that_was_interrupted_goes_on_and_is_the_same(
 ) -> None:
     monkeypatch.setattr("lvd.capture.uvd._BATCH_BYTES", 4 * 2 * STEPS * 1024)
     whole = files.import_to("whole")
-    append, batches = writer.append, []
+    append, batches = journal.append, []
 
     def stop(*arguments: Any) -> None:
         if len(batches) == 3:
@@ -395,7 +398,7 @@ def test_an_import_that_was_interrupted_goes_on_and_is_the_same(
         batches.append(arguments[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "append", stop)
+        patch.setattr(journal, "append", stop)
         with pytest.raises(KeyboardInterrupt):
             files.import_to("stopped")
     assert not writer.is_complete(files.directory / "stopped")
@@ -655,8 +658,8 @@ def test_an_import_killed_again_and_again_ends_as_one_that_was_not(shell: Shell,
         killed.communicate()
         kills += killed.returncode != 0
         if not writer.is_complete(capture):
-            assert there < writer.journalled(capture)
-            there = writer.journalled(capture)
+            assert there < journal.journalled(capture)
+            there = journal.journalled(capture)
     assert kills >= 3
     assert shell(*COMMAND).code == 0
     stopped = everything_in(capture)

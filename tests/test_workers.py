@@ -17,7 +17,7 @@ from lvd.decide.rules import flag_steps
 from lvd.errors import LvdError
 from lvd.evaluation import evaluate
 from lvd.guard.bundle import load_bundle
-from lvd.latents import lock, writer
+from lvd.latents import journal, lock, writer
 from lvd.latents.format import read_info
 from lvd.latents.reader import CaptureReader
 from lvd.latents.verify import verify
@@ -62,7 +62,7 @@ def test_a_worker_that_never_came_is_made_up_for_by_the_plain_command(
 ) -> None:
     assert command("worker=1", "workers=2", *settings("mine")).code == 0
     capture = command.directory / "captures" / "mine"
-    assert writer.journalled(capture) == {"0002", "0003"}
+    assert journal.journalled(capture) == {"0002", "0003"}
     assert [path.name for path in (capture / "journal").iterdir()] == ["batch_worker1_000000"]
     ran = command(*settings("mine"))
     assert "2 of 5 samples are there" in ran.out
@@ -81,7 +81,7 @@ def test_a_worker_that_fails_does_not_take_the_others_with_it(command: Shell, se
         "error: another process is writing capture captures/mine as worker 0: wait until it ends" in ran.err
     )
     assert "Traceback" not in ran.err
-    assert writer.journalled(capture) == {"0002", "0003"}
+    assert journal.journalled(capture) == {"0002", "0003"}
     assert not writer.is_complete(capture)
 
 

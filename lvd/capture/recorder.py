@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,116 +10,15 @@ import torch
 from torch import Tensor
 
 from lvd.capture.inputs import load_inputs
+from lvd.capture.source import Source, load_pipeline
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
 from lvd.progress import progress
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
-from lvd.sampling.pipelines import check_class, check_supported, grid_of, layout_of
+from lvd.sampling.pipelines import grid_of, layout_of
 from lvd.sampling.tap import tap_x0
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a pipeline comes from and how it is called: the part of a capture's provenance one chooses."""
-
-    path: str
-    revision: str | None
-    pipeline_class: str
-    motion_adapter: str | None
-    scheduler: str | None
-    scheduler_config: dict[str, Any] = field(hash=False)
-    dtype: str
-    device: str
-    offload: bool
-    layout: str | None  # None: by the pipeline's class
-    steps: int
-    guidance: float | None
-    call: dict[str, Any] = field(hash=False)
-    category_names: tuple[str, ...]
-    dtypes: dict[str, str] = field(default_factory=dict, hash=False)
-    loras: tuple[dict[str, Any], ...] = field(default=(), hash=False)
-    free_noise: dict[str, Any] | None = field(default=None, hash=False)
-    vae_tiling: bool = False
-
-    def settings(self) -> dict[str, Any]:
-        """The fields of capture.json that are known before the pipeline is loaded."""
-        return {
-            "pipeline": self.path,
-            **({"scheduler": self.scheduler} if self.scheduler is not None else {}),
-            "revision": self.revision,
-            **({"layout": self.layout} if self.layout is not None else {}),
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "call": self.call,
-            "category_names": self.category_names,
-            "parts": self.parts(),
-        }
-
-    def parts(self) -> dict[str, Any]:
-        """What goes into the pipeline besides its repository."""
-        parts = {
-            "motion_adapter": self.motion_adapter,
-            "loras": list(self.loras),
-            "free_noise": self.free_noise,
-        }
-        return {name: part for name, part in parts.items() if part}
-
-
-def load_pipeline(source: Source) -> Pipeline:
-    """Load through `from_pretrained`: safetensors only, no remote code.
-
-    Raises:
-        LvdError: the class or the weights cannot be had, or the pipeline is of a kind that is not supported.
-    """
-    check_class(source.pipeline_class)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
-    import diffusers
-
-    dtypes = {"default": getattr(torch, source.dtype)}
-    dtypes |= {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
-    device = _device(source.device)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        parts: dict[str, Any] = {}
-        if source.motion_adapter is not None:
-            parts["motion_adapter"] = diffusers.MotionAdapter.from_pretrained(
-                source.motion_adapter, dtype=dtypes["default"], use_safetensors=True
-            )
-        pipe = getattr(diffusers, source.pipeline_class).from_pretrained(
-            source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
-        )
-        check_supported(pipe)
-        layout_of(pipe, source.layout)
-        if source.scheduler is not None:
-            scheduler_class = getattr(diffusers, source.scheduler)
-            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **source.scheduler_config)
-        _plug_in(pipe, source)
-    except (OSError, ValueError, AttributeError) as error:
-        raise LvdError(f"pipeline {source.path} cannot be loaded: {' '.join(str(error).split())}") from None
-    if source.offload and device.type != "cpu":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _plug_in(pipe: Pipeline, source: Source) -> None:
-    for number, lora in enumerate(source.loras):
-        options = {name: value for name, value in lora.items() if name not in ("path", "scale")}
-        pipe.load_lora_weights(lora["path"], adapter_name=f"lora_{number}", use_safetensors=True, **options)
-    if source.loras:
-        names = [f"lora_{number}" for number in range(len(source.loras))]
-        pipe.set_adapters(names, [lora.get("scale", 1.0) for lora in source.loras])
-    if source.free_noise is not None:
-        pipe.enable_free_noise(**source.free_noise)
-    if source.vae_tiling:
-        pipe.vae.enable_tiling()
 
 
 def record(
@@ -206,7 +105,7 @@ def _is_complete(job: _Job) -> bool:
 
 def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None) -> None:
     """Make what is not there yet of `samples`."""
-    done = writer.journalled(job.directory)
+    done = journal.journalled(job.directory)
     left = [sample for sample in samples if sample.sample_id not in done]
     there = len(samples) - len(left)
     if there:
@@ -233,7 +132,7 @@ def _finish_if_last(job: _Job) -> None:
             return
         missing = 0
         if not writer.is_complete(job.directory):
-            missing = len(job.samples) - len(writer.journalled(job.directory))
+            missing = len(job.samples) - len(journal.journalled(job.directory))
         if missing:
             print(f"{missing} of {len(job.samples)} samples are left: the last worker closes the capture")
         else:
@@ -333,15 +232,3 @@ def _write_previews(directory: Path, batch: Sequence[Sample], videos: Any) -> No
     directory.mkdir(parents=True, exist_ok=True)
     for sample, frames in zip(batch, videos, strict=True):
         export_to_gif(numpy_to_pil(frames), str(directory / f"{sample.sample_id}.gif"))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise LvdError(f"pipeline.device={name} is not on this machine: {reason}") from None
-    return device

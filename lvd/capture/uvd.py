@@ -10,12 +10,12 @@ from torch import Tensor
 
 from lvd.capture.labels import read_uvd_labels
 from lvd.capture.prompts import PromptsFile, row_seed
-from lvd.capture.recorder import Source, load_pipeline
 from lvd.capture.repair import DdimStep, ddim_steps, repair
+from lvd.capture.source import Source, load_pipeline
 from lvd.capture.table import Row
 from lvd.capture.torch_file import open_tensor, read_numbers
 from lvd.errors import LvdError
-from lvd.latents import disk, lock, writer
+from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import FORMAT_VERSION, X_PREV, X_T, CaptureInfo, Sample
 from lvd.latents.splits import assign_splits, default_prompt_id
 from lvd.progress import progress
@@ -144,7 +144,7 @@ def _write(
     videos: Sequence[_Video],
     steps: Sequence[DdimStep],
 ) -> None:
-    done = writer.journalled(directory)
+    done = journal.journalled(directory)
     left = [video for video in videos if video.sample_id not in done]
     per_batch = max(1, _BATCH_BYTES // (2 * videos[0].run.x0[0].numel()))
     with progress("importing", len(videos), "videos") as advance:
@@ -153,7 +153,7 @@ def _write(
             batch = left[start : start + per_batch]
             x0 = torch.stack([video.read(steps) for video in batch])
             writer.begin(directory, info, samples)
-            writer.append(directory, [video.sample_id for video in batch], x0)
+            journal.append(directory, [video.sample_id for video in batch], x0)
             advance(len(batch))
     writer.finish(directory)
 

@@ -322,7 +322,7 @@ class _Report(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         auroc = trainer.callback_metrics.get("val/auroc")
-        self._advance(note="" if auroc is None else f"val AUROC {auroc.item():.3f}")
+        self._advance(1, *([] if auroc is None else [f"val AUROC {auroc.item():.3f}"]))
 
 
 def _head(features: Tensor, trunk: Path, category: int, train_rows: Sequence[int]) -> HeadDetector:

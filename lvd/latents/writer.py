@@ -42,8 +42,6 @@ from lvd.latents.format import (
 )
 from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Batch, batches
-from lvd.latents.journal import append as append
-from lvd.latents.journal import journalled as journalled
 from lvd.latents.lock import alone
 from lvd.progress import progress
 

@@ -14,7 +14,8 @@ from rich.text import Text
 from lvd.progress import progress
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import LOG
-from lvd.sweep.results import Result, read_result
+from lvd.sweep.results import Result
+from lvd.sweep.tally import Tally
 
 _POLL_SECONDS = 0.5
 _PAGE_SECONDS = 30.0  # between two versions of index.html: each costs about a second
@@ -22,13 +23,13 @@ _PAGE_SECONDS = 30.0  # between two versions of index.html: each costs about a s
 
 @contextmanager
 def watch(run: Path, cells: Sequence[Cell], grid: Sequence[Cell]) -> Iterator[None]:
-    """While open, show how many of `cells` have finished since it was opened.
+    """While open, show what becomes of the jobs of `cells`.
 
     Keeps `index.html` in the run's directory, the page of the whole `grid`.
     """
     stop = threading.Event()
-    before = {cell: _stamp(run, cell) for cell in cells}
-    watcher = threading.Thread(target=_watch, args=(run, before, grid, stop), daemon=True)
+    tally = Tally(run, cells, grid)
+    watcher = threading.Thread(target=_watch, args=(run, tally, grid, stop), daemon=True)
     watcher.start()
     try:
         yield
@@ -37,23 +38,15 @@ def watch(run: Path, cells: Sequence[Cell], grid: Sequence[Cell]) -> Iterator[No
         watcher.join()
 
 
-def _watch(run: Path, before: dict[Cell, int], grid: Sequence[Cell], stop: threading.Event) -> None:
+def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event) -> None:
     from lvd.sweep.dashboard import write_index  # plotly and pandas: not for a single job
 
-    waiting = dict(before)
-    failed = 0
     written = time.monotonic()
     write_index(run, grid)
-    with progress("training detectors", len(before), "jobs", Console(stderr=True)) as advance:
-        while waiting:
+    with progress("training detectors", tally.waiting, "jobs", Console(stderr=True)) as advance:
+        while tally.waiting:
             stopping = stop.is_set()  # one last look after the end
-            for cell, stamp in list(waiting.items()):
-                if _stamp(run, cell) in (0, stamp):
-                    continue
-                del waiting[cell]
-                result = read_result(run / cell.path)
-                failed += result is None or result.status == "failed"
-                advance(note=_note(cell, result, failed))
+            advance(tally.look(), *tally.notes())
             if stopping:
                 break
             if time.monotonic() - written > _PAGE_SECONDS:
@@ -61,20 +54,6 @@ def _watch(run: Path, before: dict[Cell, int], grid: Sequence[Cell], stop: threa
                 written = time.monotonic()
             stop.wait(_POLL_SECONDS)
     write_index(run, grid)
-
-
-def _stamp(run: Path, cell: Cell) -> int:
-    try:
-        return (run / cell.path / "result.json").stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _note(cell: Cell, result: Result | None, failed: int) -> str:
-    if result is None or result.status == "failed":
-        return f"{cell.path} failed ({failed} in all)"
-    note = f"{cell.path} val AUROC {result.metrics.get('auroc', float('nan')):.3f}"
-    return f"{note}, {failed} failed" if failed else note
 
 
 def print_plan(run: Path, results: dict[Cell, Result | None], states: dict[Cell, str]) -> None:

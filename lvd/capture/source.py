@@ -1,0 +1,124 @@
+"""Where a generator comes from, and loading it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lvd.errors import LvdError
+from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.pipelines import check_class, check_supported, layout_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline comes from and how it is called: the part of a capture's provenance one chooses."""
+
+    path: str
+    category_names: tuple[str, ...]
+    steps: int
+    guidance: float | None
+    revision: str | None = None
+    pipeline_class: str = "DiffusionPipeline"
+    motion_adapter: str | None = None
+    scheduler: str | None = None
+    scheduler_config: dict[str, Any] = field(default_factory=dict, hash=False)
+    dtype: str = "float32"
+    dtypes: dict[str, str] = field(default_factory=dict, hash=False)
+    device: str = "auto"
+    offload: bool = False
+    vae_tiling: bool = False
+    loras: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    free_noise: dict[str, Any] | None = field(default=None, hash=False)
+    layout: str | None = None  # by the pipeline's class
+    call: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of capture.json that are known before the pipeline is loaded."""
+        return {
+            "pipeline": self.path,
+            **({"scheduler": self.scheduler} if self.scheduler is not None else {}),
+            "revision": self.revision,
+            **({"layout": self.layout} if self.layout is not None else {}),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "call": self.call,
+            "category_names": self.category_names,
+            "parts": self.parts(),
+        }
+
+    def parts(self) -> dict[str, Any]:
+        """What goes into the pipeline besides its repository."""
+        parts = {
+            "motion_adapter": self.motion_adapter,
+            "loras": list(self.loras),
+            "free_noise": self.free_noise,
+        }
+        return {name: part for name, part in parts.items() if part}
+
+
+def load_pipeline(source: Source) -> Pipeline:
+    """Load through `from_pretrained`: safetensors only, no remote code.
+
+    Raises:
+        LvdError: the class or the weights cannot be had, or the pipeline is of a kind that is not supported.
+    """
+    check_class(source.pipeline_class)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
+    import diffusers
+
+    dtypes = {"default": getattr(torch, source.dtype)}
+    dtypes |= {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
+    device = _device(source.device)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        parts: dict[str, Any] = {}
+        if source.motion_adapter is not None:
+            parts["motion_adapter"] = diffusers.MotionAdapter.from_pretrained(
+                source.motion_adapter, dtype=dtypes["default"], use_safetensors=True
+            )
+        pipe = getattr(diffusers, source.pipeline_class).from_pretrained(
+            source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
+        )
+        check_supported(pipe)
+        layout_of(pipe, source.layout)
+        if source.scheduler is not None:
+            scheduler_class = getattr(diffusers, source.scheduler)
+            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **source.scheduler_config)
+        _plug_in(pipe, source)
+    except (OSError, ValueError, AttributeError) as error:
+        raise LvdError(f"pipeline {source.path} cannot be loaded: {' '.join(str(error).split())}") from None
+    if source.offload and device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _plug_in(pipe: Pipeline, source: Source) -> None:
+    for number, lora in enumerate(source.loras):
+        options = {name: value for name, value in lora.items() if name not in ("path", "scale")}
+        pipe.load_lora_weights(lora["path"], adapter_name=f"lora_{number}", use_safetensors=True, **options)
+    if source.loras:
+        names = [f"lora_{number}" for number in range(len(source.loras))]
+        pipe.set_adapters(names, [lora.get("scale", 1.0) for lora in source.loras])
+    if source.free_noise is not None:
+        pipe.enable_free_noise(**source.free_noise)
+    if source.vae_tiling:
+        pipe.vae.enable_tiling()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise LvdError(f"pipeline.device={name} is not on this machine: {reason}") from None
+    return device
