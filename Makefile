@@ -1,6 +1,8 @@
 # `make demo` and `make test` set everything up on a fresh machine, in .venv; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process a core, with one thread each: more would get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
 .PHONY: demo test test-long clean
 
@@ -16,10 +18,10 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(PYTEST) --dist worksteal
 
 test-long: .venv/installed
-	$(BIN)/pytest -m long
+	$(PYTEST) -m long --dist loadfile
 
 clean:
 	rm -rf .venv captures runs
