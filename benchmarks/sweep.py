@@ -5,7 +5,7 @@ result.json, a thread each. The bare training is the same on the same batches in
 
 overhead   what a head's job costs above its bare training: sweeps of two lengths, their difference by job
 long       a sweep of jobs that train 2 seconds or more, as a multiple of their bare training
-joblib     how much faster joblib on two cores is than one job after the other
+joblib     how much faster 40 networks are with joblib on two cores than one after the other: minutes
 memory     the resident memory of a sweep's process over 250 jobs
 """
 
@@ -109,11 +109,12 @@ def long(capture: CaptureReader, runs: Path) -> None:
 
 
 def joblib(_capture: CaptureReader, runs: Path) -> None:
-    basic = sweep_seconds(runs, CATEGORIES, 8, "detector.head.epochs=200")
+    steps = 8
+    basic = sweep_seconds(runs, CATEGORIES, steps, "detector.init=scratch")
     both = sweep_seconds(
-        runs, CATEGORIES, 8, "detector.head.epochs=200", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+        runs, CATEGORIES, steps, "detector.init=scratch", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
     )
-    print(f"{CATEGORIES * 8} heads: basic {basic:.1f} s, joblib on two cores {both:.1f} s")
+    print(f"{CATEGORIES * steps} networks: basic {basic:.1f} s, joblib on two cores {both:.1f} s")
     print(f"joblib is {basic / both:.2f} times as fast (at least 1.7 is wanted)")
 
 

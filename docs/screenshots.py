@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
 ROWS, COLUMNS = 30, 96
-GRID = ["-m", "category=0..4", "step=0..49"]
 INTERRUPTED_AT = 150  # jobs
 _CONTROL = re.compile(r"(\r|\n|\x1b\[\d*A|\x1b\[2K|\x1b\[\?25[lh])")
 
@@ -37,28 +37,29 @@ def main() -> None:
     if not (ROOT / "runs/demo/trunk/result.json").is_file():
         sys.exit("the demo's trunk is not there: run make demo first")
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
-        run = Path(folder) / "demo"
-        shutil.copytree(ROOT / "runs/demo/trunk", run / "trunk")
-        arguments = [*GRID, "experiment=demo"]
-        hidden = ["logger=none", f"runs={folder}"]
+        place = Path(folder)
+        (place / "captures").symlink_to(ROOT / "captures")
+        shutil.copytree(ROOT / "runs/demo/trunk", place / "runs/demo/trunk")
+        arguments = ["-m", "category=0..4", "step=0..49", "experiment=demo"]
+        command = [str(ROOT / "train.py"), *arguments, "logger=none"]
         shown = f"$ python train.py {' '.join(arguments)}"
 
-        screen = in_terminal(["train.py", *arguments, *hidden], _interrupt_at(INTERRUPTED_AT))
+        screen = in_terminal(place, command, _interrupt_at(INTERRUPTED_AT))
         photograph(chromium, shown, screen, ROOT / "docs/sweep.png")
-        screen = in_terminal(["train.py", *arguments, *hidden, "plan=true"])
+        screen = in_terminal(place, [*command, "plan=true"])
         photograph(chromium, f"{shown} plan=true", screen, ROOT / "docs/plan.png")
-        in_terminal(["train.py", *arguments, *hidden])
-        photograph_page(chromium, run / "index.html", ROOT / "docs/dashboard.png")
+        in_terminal(place, command)
+        photograph_page(chromium, place / "runs/demo/index.html", ROOT / "docs/dashboard.png")
 
 
-def in_terminal(command: list[str], look: "Callable[[str], bool] | None" = None) -> str:
+def in_terminal(folder: Path, command: list[str], look: Callable[[str], bool] | None = None) -> str:
     """What a terminal shows at a command's end, or when `look` says so: the command is interrupted then."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdin=theirs,
         stdout=theirs,
@@ -82,7 +83,7 @@ def in_terminal(command: list[str], look: "Callable[[str], bool] | None" = None)
 def _interrupt_at(jobs: int) -> Callable[[str], bool]:
     def look(screen: str) -> bool:
         counts = re.findall(r"(\d+)/\d+", Text.from_ansi(screen).plain)
-        return bool(counts) and int(counts[-1]) >= jobs and "last" in screen
+        return bool(counts) and int(counts[-1]) >= jobs and " running" in screen
 
     return look
 
@@ -125,13 +126,13 @@ def photograph(chromium: Any, command: str, screen: str, picture: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(command, style="bold"))
     console.print(Text.from_ansi(screen))
-    svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="lvd"), flags=re.DOTALL)  # loads nothing
     with tempfile.NamedTemporaryFile("w", suffix=".html", encoding="utf-8") as page:
-        page.write(f"<!doctype html><meta charset=utf-8><body style='margin:0;width:1000px'>{svg}")
+        page.write(console.export_html(theme=MONOKAI, inline_styles=True))
+        page.write("<style>pre { width: max-content; padding: 16px; background: #0c0c0c }</style>")
         page.flush()
-        chromium.set_window_size(1000, 1000)
+        chromium.set_window_size(1100, 1000)
         chromium.get(Path(page.name).as_uri())
-        chromium.find_element("css selector", "svg").screenshot(str(picture))
+        chromium.find_element("css selector", "pre").screenshot(str(picture))
     print(picture)
 
 
@@ -139,7 +140,7 @@ def photograph_page(chromium: Any, page: Path, picture: Path) -> None:
     """A sweep's page, one cell clicked."""
     from selenium.webdriver import ActionChains
 
-    chromium.set_window_size(1100, 1250)
+    chromium.set_window_size(1100, 1180)
     chromium.get(page.as_uri())
     plot = chromium.find_element("css selector", ".grid .js-plotly-plot")
     x, y = chromium.execute_script(

@@ -1,6 +1,8 @@
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from lvd.detect.bank import score_step, step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
-from lvd.detect.module import augment
+from lvd.detect.module import DetectorModule, augment
 from lvd.detect.network import (
     Encoder,
     EncoderConfig,
@@ -467,6 +469,16 @@ def fit(capture: Path, run: Path, directory: Path, init: str, tuning: str = "hea
     recipe = DetectorRecipe(SIZE, init, tuning, "balanced", head=HEAD, network=NETWORK)  # type: ignore[arg-type]
     reader = CaptureReader(capture)
     return train_detector(reader, run, directory, "alpha", 1, recipe, CPU, seed=seed, logger=None)
+
+
+def test_ctrl_c_is_an_interrupt_and_the_next_one_too(
+    capture: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would exit, which looks like a job's failure, and ignore the signal from then on."""
+    monkeypatch.setattr(DetectorModule, "training_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(capture, trained_run, tmp_path, "trunk")
 
 
 def weights(directory: Path) -> bytes:

@@ -186,3 +186,26 @@ def test_killed_ten_times_over_and_completed_it_equals_an_uninterrupted_sweep(
     code, printed = sweep()
     assert code == 0, printed
     assert sweep.outcome() == uninterrupted
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
+def test_ctrl_c_stops_the_sweep_and_no_job_has_failed(
+    launcher: str, wide: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    sweep = Sweep(tmp_path, wide)
+    process = sweep.start(f"hydra/launcher={launcher}")
+    while process.poll() is None and len(sweep.results()) < 2:
+        time.sleep(0.05)
+    time.sleep(0.2)  # well into the next job's training
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "interrupted: the same command goes on from here" in err
+    assert "Traceback" not in out + err
+    results = sweep.results()
+    assert 2 <= len(results) < 20
+    assert {result["status"] for result in results.values()} == {"done"}
+
+    code, printed = sweep()
+    assert code == 0, printed
+    assert sweep.outcome() == uninterrupted

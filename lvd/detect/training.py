@@ -1,5 +1,6 @@
 """Train a trunk or one detector: data, module and Lightning trainer put together."""
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,7 +374,14 @@ def _fit(
         num_sanity_val_steps=0,
         log_every_n_steps=50,
     )
-    trainer.fit(module, datamodule=data)
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data)
+    except SystemExit as exit:  # Lightning's answer to Ctrl-C, which it then ignores: a sweep would go on
+        if not isinstance(exit.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise exit.__context__ from None
     best.restore(module)
     return best
 

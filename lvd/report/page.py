@@ -63,7 +63,9 @@ const show = (panel, cell) => {
   const links = element("p", "");
   for (const [text, href] of cell.links) links.append(element("a", text, {href}), " ");
   const curves = element("div", "", {className: "curves"});
-  panel.replaceChildren(element("h3", cell.title), table, links, curves);
+  const facts = element("div", "", {className: "facts"});
+  facts.append(table, curves);
+  panel.replaceChildren(element("h3", cell.title), facts, links);
   if (cell.curves.length) {
     const axis = {gridcolor: "rgba(125,133,144,0.25)", zeroline: false, automargin: true};
     draw(curves, {data: cell.curves, layout: {
