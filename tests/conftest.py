@@ -4,6 +4,7 @@ Also a real AnimateDiffPipeline with random weights, small enough to run in a te
 costs nothing, with detectors that answer from a script.
 """
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,12 @@ def write_capture(directory: Path, count: int, **changes: object) -> Path:
         journal.append(directory, ids, x0[start : start + 16])
     writer.finish(directory)
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works() -> None:
+    """Here and in the processes that tests start: a shell's background jobs begin with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
