@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import CaptureConfig, typed
-from lvd.entry import run, sentences
+from lvd.entry import leave_ctrl_c_to_joblib, run, sentences
 from lvd.launch import worker_arguments
 
 
@@ -19,6 +19,7 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.uvd import import_uvd
     from lvd.report.tables import print_labels, print_verified
 
+    leave_ctrl_c_to_joblib()
     with sentences():
         config = typed(cfg, CaptureConfig)
         directory = Path(config.captures) / config.name

@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import TrainConfig, typed
-from lvd.entry import run
+from lvd.entry import leave_ctrl_c_to_joblib, run
 from lvd.errors import LvdError
 from lvd.jobs import run_job
 from lvd.launch import read_request
@@ -15,6 +15,7 @@ from lvd.launch import read_request
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def job(cfg: DictConfig) -> None:
+    leave_ctrl_c_to_joblib()
     run_job(typed(cfg, TrainConfig))
 
 

@@ -1,6 +1,8 @@
 """What the entry points share: a person's mistake ends in one sentence, not in a traceback."""
 
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,12 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def leave_ctrl_c_to_joblib() -> None:
+    """In a process that joblib started: the one that started it gets the signal too, and ends this one."""
+    if multiprocessing.current_process().name.startswith("LokyProcess"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

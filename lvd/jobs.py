@@ -29,10 +29,8 @@ def run_job(config: TrainConfig) -> None:
         return
 
     isolate = config.isolate if config.isolate is not None else launcher in _ISOLATING
-    if launcher == "joblib":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep's process: it ends this one
-        if config.threads is None:
-            config = replace(config, threads=1)  # a process a core: more would get in each other's way
+    if launcher == "joblib" and config.threads is None:
+        config = replace(config, threads=1)  # a process a core: more would get in each other's way
     done = _run_isolated(config, launcher) if isolate else _run(config)
     if config.fail_fast and not done:
         stop.touch()

@@ -188,12 +188,17 @@ def test_killed_ten_times_over_and_completed_it_equals_an_uninterrupted_sweep(
     assert sweep.outcome() == uninterrupted
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
+@pytest.mark.parametrize(
+    "launcher",
+    [["basic"], ["joblib"], ["joblib", "hydra.launcher.n_jobs=1"], ["ray"]],
+    ids=["basic", "joblib", "joblib in one process", "ray"],
+)
 def test_ctrl_c_stops_the_sweep_and_no_job_has_failed(
-    launcher: str, wide: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+    launcher: list[str], wide: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     sweep = Sweep(tmp_path, wide)
-    process = sweep.start(f"hydra/launcher={launcher}")
+    name, *options = launcher
+    process = sweep.start(f"hydra/launcher={name}", *options)
     while process.poll() is None and len(sweep.results()) < 2:
         time.sleep(0.05)
     time.sleep(0.2)  # well into the next job's training
