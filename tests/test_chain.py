@@ -50,7 +50,7 @@ def test_all_250_jobs_left_a_result(demo: Path) -> None:
 
 
 def test_the_demo_reaches_the_papers_level(demo: Path) -> None:
-    """0.902 to 0.929 was measured (docs/demo.md); two of 112 samples are left to another machine's rounding."""
+    """0.902 to 0.929 was measured (docs/demo.md); two of 112 samples are left to another's rounding."""
     summary = json.loads((demo / "evaluation/summary.json").read_text())
     print(f"accuracy {summary['accuracy']:.3f}, {summary['accuracy_ci']}")
     assert summary["accuracy"] >= 0.88
