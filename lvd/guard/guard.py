@@ -69,12 +69,14 @@ class GuardResult:
 
 
 class Guard:
-    """A bundle at work. It may be shared by threads that call different pipelines.
+    """A bundle at work. It may be shared by threads.
 
     mode: block withholds unsafe and unchecked videos; observe decides, logs and withholds nothing.
     fail_open: release unchecked videos, too. They stay `unchecked`.
     allow_mismatch: run on a pipeline that the bundle was not made for; every decision then says so.
     limit_seconds: a check that takes longer makes its samples unchecked.
+    wait_seconds: how long a call waits for a scheduler that another call holds, before it is refused;
+        math.inf waits without end. Pipelines that share a scheduler take turns.
     audit: where every decision is recorded before a video is handed out.
     """
 
@@ -86,17 +88,21 @@ class Guard:
         fail_open: bool = False,
         allow_mismatch: bool = False,
         limit_seconds: float | None = None,
+        wait_seconds: float = 0.0,
         audit: AuditLog | None = None,
     ) -> None:
         if mode not in ("block", "observe"):
             raise LvdError(f"mode={mode!r} must be block or observe")
         if limit_seconds is not None and not limit_seconds > 0:
             raise LvdError(f"limit_seconds={limit_seconds} must be greater than 0")
+        if not wait_seconds >= 0:
+            raise LvdError(f"wait_seconds={wait_seconds} must be 0 or more")
         self.bundle = bundle
         self.mode: Mode = mode
         self._fail_open = fail_open
         self._allow_mismatch = allow_mismatch
         self._limit_seconds = limit_seconds
+        self._wait_seconds = wait_seconds
         self._audit = audit
         self._placed: dict[torch.device, Detectors] = {}
         self._placing = threading.Lock()
@@ -121,8 +127,9 @@ class Guard:
         `output_type`, a video at a time; what else the pipeline makes (sound) is not handed out.
 
         Raises:
-            LvdError: the pipeline or an argument is not what the bundle was made for, or a decision could
-                not be recorded. What the pipeline itself raises goes through, and no video comes out.
+            LvdError: the pipeline or an argument is not what the bundle was made for, another call holds
+                its scheduler, or a decision could not be recorded. What the pipeline itself raises goes
+                through, and no video comes out.
         """
         info = self.bundle.info
         check_supported(pipe)
@@ -150,19 +157,20 @@ class Guard:
             limit_seconds=self._limit_seconds,
         )
         videos: Any = None
-        try:
-            with intercept_step(pipe.scheduler, watch.around):
+        with intercept_step(pipe.scheduler, watch.around, wait_seconds=self._wait_seconds):
+            try:
                 output = pipe(**given, return_dict=False, **call)
-            # Stable Video Diffusion alone returns the videos themselves, and no tuple.
-            videos = output[0] if isinstance(output, tuple) else output
-        except _Stopped:
-            _free_hooks(pipe)
-            watch.fail("the sampling was stopped by another guard")  # by this one: nothing is left to fail
-        except BaseException as error:
-            _free_hooks(pipe)
-            watch.fail(f"the pipeline raised {type(error).__name__}")
-            self._record(prompts, repeats, watch.decisions(mismatches, handed_out=False))
-            raise
+                # Stable Video Diffusion alone returns the videos themselves, and no tuple.
+                videos = output[0] if isinstance(output, tuple) else output
+            except _Stopped:
+                _free_hooks(pipe)
+                # Stopped by this one, nothing is left to fail.
+                watch.fail("the sampling was stopped by another guard")
+            except BaseException as error:
+                _free_hooks(pipe)
+                watch.fail(f"the pipeline raised {type(error).__name__}")
+                self._record(prompts, repeats, watch.decisions(mismatches, handed_out=False))
+                raise
         handed_out = videos is not None and watch.end(len(videos))
         decisions = watch.decisions(mismatches, handed_out=handed_out)
         self._record(prompts, repeats, decisions)
@@ -222,6 +230,7 @@ class _Watch:
         self._mode: Mode = mode
         self._fail_open = fail_open
         self._limit_seconds = limit_seconds
+        self._timesteps: Tensor | None = None  # of the scheduler, from the first step to the last
         self._call = -1  # of scheduler.step; samplers of second order make two in a step
         self._step = -1
         self._seconds = 0.0
@@ -322,6 +331,10 @@ class _Watch:
 
     def _check_order(self, call: StepCall) -> None:
         timesteps = call.scheduler.timesteps
+        if self._timesteps is None:
+            self._timesteps = timesteps
+        if timesteps is not self._timesteps:
+            raise LvdError("the scheduler was set to other timesteps in the middle of the call")
         steps = len(step_timesteps(call.scheduler))
         if self._begins_late and steps > self._steps:
             timesteps = timesteps[(steps - self._steps) * getattr(call.scheduler, "order", 1) :]
