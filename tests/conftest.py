@@ -4,6 +4,7 @@ Also a real AnimateDiffPipeline with random weights, small enough to run in a te
 costs nothing, with detectors that answer from a script.
 """
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Shell
 from torch import Tensor, nn
 
 from lvd.detect.network import (
@@ -95,6 +97,17 @@ def ctrl_c_works() -> None:
 @pytest.fixture(scope="session")
 def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_capture(tmp_path_factory.mktemp("captures") / "tiny", 80)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
+    return Shell("train.py", tmp_path, monkeypatch, capfd)
+
+
+@pytest.fixture
+def captured(train: Shell, capture: Path) -> Path:
+    """The tiny capture, where `train` looks for it; a copy, which may be changed."""
+    return Path(shutil.copytree(capture, train.directory / "captures" / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -29,17 +29,6 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell("train.py", tmp_path, monkeypatch, capfd)
-
-
-@pytest.fixture
-def captured(train: Shell, capture: Path) -> Path:
-    """The tiny capture, where `train` looks for it; a copy, which may be changed."""
-    return Path(shutil.copytree(capture, train.directory / "captures" / "tiny"))
-
-
 # ---- how axes are written
 
 ZERO_TO_49 = [str(step) for step in range(50)]

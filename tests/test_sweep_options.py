@@ -29,16 +29,6 @@ TINY += ["trunk.batches=2", "trunk.fit.epochs=1"]
 SIX = ["-m", "category=0..1", "step=0..2"]
 
 
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
-    return Shell("train.py", tmp_path, monkeypatch, capfd)
-
-
-@pytest.fixture
-def captured(train: Shell, capture: Path) -> Path:
-    return Path(shutil.copytree(capture, train.directory / "captures" / "tiny"))
-
-
 # ---- before the first job
 
 

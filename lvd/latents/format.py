@@ -143,6 +143,11 @@ def step_name(step: int) -> str:
     return f"step_{step:02d}"
 
 
+def no_capture(capture: Path) -> str:
+    """What to do about a capture that is not there."""
+    return f"no capture at {capture}: make it with capture.py name={capture.name}"
+
+
 def read_info(capture: Path) -> CaptureInfo:
     """Read capture.json.
 
@@ -150,7 +155,7 @@ def read_info(capture: Path) -> CaptureInfo:
         LvdError: there is no such capture, or the file is not one that this version reads.
     """
     path = capture / "capture.json"
-    raw = read_json(path, missing=f"no capture at {capture}: make it with capture.py name={capture.name}")
+    raw = read_json(path, missing=no_capture(capture))
     if raw.get("format_version") != FORMAT_VERSION or not has_fields(raw, CaptureInfo):
         raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}")
     info = CaptureInfo(**raw)
@@ -251,7 +256,7 @@ def read_manifest(capture: Path) -> Manifest:
         path,
         missing=f"capture {capture} is not complete: run capture.py again to go on with it"
         if begun
-        else f"no capture at {capture}: make it with capture.py name={capture.name}",
+        else no_capture(capture),
     )
     try:
         if raw["format_version"] != FORMAT_VERSION or not isinstance(raw["shards"], list):

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvd.errors import LvdError
-from lvd.latents.format import CaptureInfo, Manifest, Shard, read_info, read_manifest, read_samples
+from lvd.latents.format import (
+    CaptureInfo,
+    Manifest,
+    Shard,
+    no_capture,
+    read_info,
+    read_manifest,
+    read_samples,
+)
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import map_shard, read_checksums
 from lvd.progress import progress
@@ -32,7 +40,7 @@ def verify(capture: Path) -> list[Finding]:
         LvdError: there is no such capture, it is not complete, or its manifest is unreadable.
     """
     if not capture.is_dir():
-        raise LvdError(f"no capture at {capture}: make it with capture.py name={capture.name}")
+        raise LvdError(no_capture(capture))
     manifest = read_manifest(capture)
     findings = []
     if (capture / "manifest.json").read_bytes() != manifest.as_bytes():
