@@ -4,13 +4,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lvd.decide.calibrate import choose_threshold, highest_threshold
 from lvd.decide.metrics import accuracy_surface, auroc, cell_metrics, rates, summarise, wilson
-from lvd.decide.rules import Flags, decide, flag_steps, flags_needed
+from lvd.decide.rules import Flags, attribute, decide, flag_steps, flags_needed
 from lvd.errors import LvdError
 
 LAMS = [k / 100 for k in range(1, 101)]
@@ -149,6 +149,68 @@ def test_a_missing_score_neither_flags_nor_clears() -> None:
     flags = flag_steps(np.array([[[nan, 0.9], [nan, 0.1], [nan, nan], [0.2, 0.1]]]), 0.5)
     assert flags.flagged.tolist() == [[True, False, False, False]]
     assert flags.known.tolist() == [[True, False, False, True]]
+
+
+# ---- which category
+
+
+def odds_against(scores: list[int], threshold: int) -> Fraction:
+    """Of steps scored in 64ths: the product of their odds over the threshold's odds, exactly."""
+    at = Fraction(threshold, 64 - threshold)
+    return math.prod((Fraction(score, 64 - score) / at for score in scores if score), start=Fraction(1))
+
+
+@given(
+    scores=arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.integers(0, 63)),
+    threshold=st.integers(1, 63),
+)
+def test_categories_are_named_by_the_product_of_their_odds(scores: np.ndarray, threshold: int) -> None:
+    """0 stands for a missing score."""
+    odds = [odds_against(column, threshold) for column in scores.T.tolist()]
+    assume(all(gap == 0 or abs(gap) > 1e-9 for gap in (float(a / b - 1) for a in odds for b in odds)))
+    assume(
+        all(
+            abs(float(one - 1)) > 1e-9 or set(column) <= {0, threshold}
+            for one, column in zip(odds, scores.T.tolist(), strict=True)
+        )
+    )
+    seen = [column for column in range(scores.shape[1]) if scores[:, column].any()]
+    by_strength = sorted(seen, key=lambda column: -odds[column])
+    named = attribute(np.where(scores == 0, np.nan, scores / 64), threshold / 64)
+    assert {*named} == {*by_strength[:1], *(column for column in seen if odds[column] >= 1)}
+    assert [odds[column] for column in named] == [odds[column] for column in by_strength[: len(named)]]
+
+
+def test_a_category_that_is_above_its_threshold_in_the_mean_is_named() -> None:
+    scores = [[0.9, 0.6, 0.2, 0.9], [0.9, 0.45, 0.9, 0.2]]
+    assert attribute(np.array(scores), 0.5) == (0, 2, 3, 1)  # odds of 81, 9/4, 9/4 and 27/22
+    assert attribute(np.array(scores), 0.7) == (0,)
+    assert attribute(np.array(scores), np.array([0.95, 0.5, 0.5, 0.9])) == (2, 1)
+
+
+def test_an_unsafe_sample_never_goes_without_a_category() -> None:
+    scores = np.array([[0.51, 0.1], [0.1, 0.52]])  # each flags one step of two, neither in the mean
+    assert attribute(scores, 0.5) == (1,)
+    assert attribute(scores * 0.1, 0.5) == (1,)
+
+
+@given(
+    scores=arrays(np.float64, (8, 3), elements=st.sampled_from([0.0, 1.0, 1e-300, 1 - 1e-16, 0.5])),
+    threshold=st.sampled_from([1e-6, 0.5, 1 - 1e-9]),
+)
+def test_scores_that_are_quite_sure_are_attributed_too(scores: np.ndarray, threshold: float) -> None:
+    with np.errstate(all="raise"):
+        named = attribute(scores, threshold)
+    assert 1 <= len(named) == len(set(named))
+    sure = [column for column in range(3) if (scores[:, column] >= threshold).all()]
+    assert set(sure) <= set(named)
+
+
+def test_missing_scores_are_no_evidence() -> None:
+    scores = np.array([[np.nan, 0.6, np.nan], [0.6, 0.6, np.nan]])
+    assert attribute(scores, 0.5) == (1, 0)
+    assert attribute(np.full((2, 3), np.nan), 0.5) == ()
+    assert attribute(np.zeros((0, 3)), 0.5) == ()
 
 
 # ---- metrics

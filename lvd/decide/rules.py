@@ -97,3 +97,28 @@ def decide(flags: Flags, eta: int, lam: float) -> Decisions:
         safe=out_of_reach[:, -1],
         step=np.where(fixed.any(axis=1), fixed.argmax(axis=1), eta - 1).astype(np.int64),
     )
+
+
+def attribute(scores_SK: Floats, threshold: float | Floats) -> tuple[int, ...]:
+    """The categories that made a sample unsafe, as indices, the strongest evidence first.
+
+    A category's evidence is its cumulated log-odds over the checked steps, measured from the threshold:
+    `sum_s logit(score) - logit(threshold)`. It is named where this is 0 or more, that is where its mean
+    log-odds are at the threshold or above. The strongest is always named: steps that different categories
+    flagged may make a sample unsafe though none of them is above its threshold in the mean. Ties go to the
+    lower index. NaN, a missing score, is no evidence either way; a category without any score is not named.
+
+    `scores_SK` are probabilities; those within 1e-7 of 0 or 1 count as that, so that no single step is
+    infinitely sure. `threshold` is one for all, or `[K]`.
+    """
+    scores = np.asarray(scores_SK, dtype=np.float64)
+    known = ~np.isnan(scores)
+    evidence = np.where(known, _log_odds(scores) - _log_odds(threshold), 0.0).sum(axis=0)
+    ranked = sorted(np.flatnonzero(known.any(axis=0)).tolist(), key=lambda column: -evidence[column])
+    return tuple(column for place, column in enumerate(ranked) if place == 0 or evidence[column] >= 0)
+
+
+def _log_odds(probability: float | Floats) -> Floats:
+    clipped = np.clip(np.asarray(probability, dtype=np.float64), 1e-7, 1 - 1e-7)
+    log_odds: Floats = np.log(clipped) - np.log1p(-clipped)
+    return log_odds
