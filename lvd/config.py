@@ -402,8 +402,8 @@ class EvaluateConfig:
     max_fpr: float | None = (
         None  # instead: the lowest threshold that blocks at most this share of safe val samples
     )
-    examples: int = 6  # rows of decoded x0 in the report
-    show_unsafe: bool = False  # do not blur unsafe categories
+    examples: int = 12  # rows of decoded x0 in the report
+    show_unsafe: bool = False  # keep the sharp images of unsafe examples in the report, covered until a click
     logger: LoggerConfig = MISSING
     captures: str = "captures"
     runs: str = "runs"

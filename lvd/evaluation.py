@@ -21,7 +21,7 @@ from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
 from lvd.latents.format import CaptureInfo, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
-from lvd.report.defence import auroc_heatmap, write_report
+from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
 
 
@@ -137,7 +137,8 @@ def _cells(test: Scored, names: Sequence[str]) -> pd.DataFrame:
         members = positive | ~test.label
         for step in range(test.flags.steps):
             metrics = cell_metrics(positive[members], test.scores_NSK[members, step, column], test.threshold)
-            table.append({"category": name, "step": step, "n": int(members.sum()), **metrics})
+            why = hole(test, column, step)
+            table.append({"category": name, "step": step, "n": int(members.sum()), **metrics, "hole": why})
     return pd.DataFrame(table)
 
 

@@ -42,7 +42,7 @@ def job(category: str, step: int) -> JobRow:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "index.html"
     jobs = [job(category, step) for category in CATEGORIES for step in range(STEPS)]
-    write_dashboard(path, title="demo: 30 detectors", jobs=jobs)
+    write_dashboard(path, title="demo: 30 detectors", jobs=jobs, running=False)
     return path
 
 

@@ -57,9 +57,9 @@ def noise(side: int = 32, note: str = "") -> bytes:
     return png(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8), note)
 
 
-def example(text: str = "a caption", *, blurred: bool = True, side: int = 32) -> ExampleRow:
+def example(text: str = "a caption", *, images: Any = "blurred", side: int = 32) -> ExampleRow:
     image = noise(side, note=text)
-    return ExampleRow(text, text, "wrong", [(text, image, True), ("step 1", image, False)], blurred)
+    return ExampleRow(text, text, text, "wrong", [(text, image, True), ("step 1", image, False)], images)
 
 
 def grid(
@@ -128,7 +128,7 @@ def test_long_pages_have_a_nav_to_every_section(tmp_path: Path) -> None:
 def test_blurred_pixels_and_their_metadata_are_not_in_the_file(tmp_path: Path) -> None:
     blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 1), dtype=np.uint8)
     frame = ("step 0", png(np.kron(blocks, np.ones((32, 32, 3), dtype=np.uint8)), note="secret"), False)
-    page = render(tmp_path, [Section("One", "", [ExampleRow("a", "b", "unsafe", [frame])])])
+    page = render(tmp_path, [Section("One", "", [ExampleRow("s1", "a", "b", "unsafe", [frame])])])
     data = base64.b64decode(str(page.named("img")[0]["src"]).partition(",")[2])
     assert b"secret" not in data
     soft = np.asarray(Image.open(io.BytesIO(data)), dtype=float)
@@ -138,7 +138,7 @@ def test_blurred_pixels_and_their_metadata_are_not_in_the_file(tmp_path: Path) -
 
 
 def test_sharp_images_are_kept_and_small_ones_enlarged_as_pixels(tmp_path: Path) -> None:
-    rows = [example(blurred=False), example(blurred=False, side=300)]
+    rows = [example(images="sharp"), example(images="sharp", side=300)]
     page = render(tmp_path, [Section("One", "", rows)])
     small, large = page.named("img")[0], page.named("img")[2]
     assert small["src"] == f"data:image/png;base64,{base64.b64encode(noise(note='a caption')).decode()}"
@@ -151,7 +151,8 @@ def test_sharp_images_are_kept_and_small_ones_enlarged_as_pixels(tmp_path: Path)
 def test_an_image_that_cannot_be_blurred_stops_the_page(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot identify image"):
         render(
-            tmp_path, [Section("One", "", [ExampleRow("x", "x", "safe", [("step 0", b"no image", False)])])]
+            tmp_path,
+            [Section("One", "", [ExampleRow("s1", "x", "x", "safe", [("step 0", b"no image", False)])])],
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -211,7 +212,7 @@ def test_decisions_are_cumulated_over_all_samples_of_their_label() -> None:
         ("unsafe", "unchecked", 9),
     ]
     decided = pd.DataFrame([*rows, ("safe", "safe", 1)], columns=["label", "decision", "step"])
-    lines = {line.name: list(line.y) for line in figures.deciding_steps(decided).data}
+    lines = {line.name: list(line.y) for line in figures.deciding_steps(decided, eta=3).data}
     assert lines["unsafe blocked"] == [0.25, 0.25, 0.5]
     assert lines["unsafe cleared (missed)"] == [0, 0.25, 0.25]
     assert lines["safe cleared"] == [0, 1, 1]
@@ -264,7 +265,7 @@ def test_the_sweeps_page_has_every_job_behind_its_cell(tmp_path: Path) -> None:
         job("beta", 0, "to do"),
         job("beta", 1, "done"),
     ]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs)
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
     page = (tmp_path / "index.html").read_text()
     assert "2 of 4 detectors are done, 1 failed" in page
     grid = grid_of(page)
@@ -281,7 +282,7 @@ def test_the_sweeps_page_has_every_job_behind_its_cell(tmp_path: Path) -> None:
 
 def test_a_missing_job_is_a_hole_in_every_metric(tmp_path: Path) -> None:
     jobs = [job("alpha", 0, "done"), job("alpha", 1, "to do")]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs)
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
     for drawing in grid_of((tmp_path / "index.html").read_text())["metrics"].values():
         (row,) = drawing["data"][0]["z"]
         assert row[0] is not None

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.decide.metrics import Summary, accuracy_surface, rates
-from lvd.decide.rules import Decisions, decide
+from lvd.decide.rules import Decisions, Floats, decide
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
@@ -46,16 +46,17 @@ def write_report(
         title=title,
         lead=_lead(summary),
         sections=[
-            Section("Summary", "", [_summary_rows(summary, problems)]),
+            Section("Summary", "", [_summary_rows(summary, problems, test, capture.info.steps)]),
             Section(
                 "Detectors",
-                _holes(problems),
+                _about_detectors(problems, cells),
                 [
                     auroc_heatmap(cells, names),
-                    figures.cell_heatmap(
-                        cells.pivot(index="category", columns="step", values="accuracy").loc[list(names)],
-                        title=f"Balanced accuracy of each detector at threshold {test.threshold:.3g}, test",
-                        colour_range=(0.5, 1.0),
+                    _heatmap(
+                        cells,
+                        names,
+                        "accuracy",
+                        f"Balanced accuracy of each detector at threshold {test.threshold:.3g}, test",
                     ),
                 ],
             ),
@@ -66,22 +67,34 @@ def write_report(
             ),
             Section(
                 "When samples are decided",
-                f"Test split, eta={eta}, lam={lam}.",
-                [_deciding_steps(test, decisions)],
+                f"Test split, eta={eta}, lam={lam}: the rule looks at steps 0 to {eta - 1}.",
+                [_deciding_steps(test, decisions, eta)],
             ),
             Section("Scores over the steps", "Test split: median and quartiles.", [_traces(test, names)]),
-            _examples(capture, test, decisions, examples, show_unsafe=show_unsafe),
+            _examples(capture, test, decisions, eta, examples, show_unsafe=show_unsafe),
         ],
     )
 
 
+def hole(test: Scored, column: int, step: int) -> str:
+    """Why the detector of a category, by its column, and a step has no metrics; empty when it has them."""
+    if np.isnan(test.scores_NSK[:, step, column]).any():
+        return figures.NO_DETECTOR
+    both = test.categories_NK[:, column].any() and not test.label.all()
+    return "" if both else figures.NOT_MEASURED
+
+
 def auroc_heatmap(cells: pd.DataFrame, names: Sequence[str]) -> Figure:
     """Category x step, of the test split."""
-    return figures.cell_heatmap(
-        cells.pivot(index="category", columns="step", values="auroc").loc[list(names)],
-        title="AUROC of each detector, test",
-        colour_range=(0.5, 1.0),
+    return _heatmap(cells, names, "auroc", "AUROC of each detector, test")
+
+
+def _heatmap(cells: pd.DataFrame, names: Sequence[str], metric: str, title: str) -> Figure:
+    values, holes = (
+        cells.pivot(index="category", columns="step", values=column).loc[list(names)]
+        for column in (metric, "hole")
     )
+    return figures.cell_heatmap(values, title=title, colour_range=(0.5, 1.0), holes=holes)
 
 
 def _surface(val: Scored, eta: int, lam: float) -> Figure:
@@ -111,7 +124,7 @@ def _curves(val: Scored, eta: int, lam: float) -> Figure:
     return figures.curves_by_eta(pd.DataFrame(table).astype(float), lam=lam, chosen_eta=eta)
 
 
-def _deciding_steps(test: Scored, decisions: Decisions) -> Figure:
+def _deciding_steps(test: Scored, decisions: Decisions, eta: int) -> Figure:
     verdict = np.select([decisions.unsafe, decisions.safe], ["unsafe", "safe"], "unchecked")
     return figures.deciding_steps(
         pd.DataFrame(
@@ -120,7 +133,8 @@ def _deciding_steps(test: Scored, decisions: Decisions) -> Figure:
                 "decision": verdict,
                 "step": decisions.step,
             }
-        )
+        ),
+        eta=eta,
     )
 
 
@@ -144,13 +158,13 @@ def _examples(
     capture: CaptureReader,
     test: Scored,
     decisions: Decisions,
+    eta: int,
     count: int,
     *,
     show_unsafe: bool,
 ) -> Section:
-    """Decoded x0 of some test samples: wrong decisions first, then one of each category and safe ones."""
+    """Decoded x0 of some test samples: mistakes first, then right decisions of each kind."""
     title = "What the detectors saw"
-    text = "The middle frame of x0 at some steps, with the highest score; flagged steps are outlined."
     try:
         vae = load_vae(capture.info)
     except LvdError as error:
@@ -158,49 +172,110 @@ def _examples(
     steps = np.unique(np.linspace(0, test.flags.steps - 1, _SHOWN_STEPS).round().astype(int)).tolist()
     readers = [capture.step(step) for step in steps]
     middle = capture.info.latent_shape[1] // 2
+    chosen = _chosen_examples(test, decisions, eta, count)
     body = []
-    for place in _chosen_examples(test, decisions, count):
+    for place in chosen:
         sample, row = test.samples[place], test.rows[place]
         latents = np.stack([reader[row][:, middle] for reader in readers])
         images = decode_frames(vae, torch.from_numpy(latents).float())
-        highest = test.scores_NSK[place].max(axis=1)
         body.append(
             ExampleRow(
-                caption=f"{sample.prompt} ({', '.join(sample.categories) or 'safe'})",
-                decision=_verdict(decisions, place),
+                sample_id=sample.sample_id,
+                caption=sample.prompt,
+                decision=f"{_verdict(test, decisions, place, capture.info.steps)}; "
+                f"flagged steps among the first {eta}: {test.flags.flagged[place, :eta].sum()}",
                 tone=_tone(test, decisions, place),
                 frames=[
-                    (f"step {step}\n{highest[step]:.2f}", _png(image), bool(test.flags.flagged[place, step]))
+                    (
+                        f"step {step}\n{_highest(test.scores_NSK[place, step])}",
+                        _png(image),
+                        bool(test.flags.flagged[place, step]),
+                    )
                     for step, image in zip(steps, images, strict=True)
                 ],
-                blurred=bool(sample.categories) and not show_unsafe,
+                images=_images(test, decisions, place, labelled=capture.info.labelled, show=show_unsafe),
             )
         )
-    return Section(title, f"{text} A step is flagged at a score of {test.threshold:.3g} or more.", body)
+    wrong = decisions.checked & (decisions.unsafe != test.label)
+    return Section(title, _about_examples(test, int(wrong[chosen].sum()), int(wrong.sum())), body)
 
 
-def _chosen_examples(test: Scored, decisions: Decisions, count: int) -> list[int]:
-    wrong = np.flatnonzero((decisions.unsafe != test.label) & decisions.checked).tolist()[: count // 3]
-    groups = [*test.categories_NK.T, ~test.label]
-    first = [
-        int(np.flatnonzero(members & (decisions.unsafe == test.label))[:1][0])
-        for members in groups
-        if (members & (decisions.unsafe == test.label)).any()
-    ]
-    return list(dict.fromkeys([*wrong, *first]))[:count]
+def _about_examples(test: Scored, shown: int, mistakes: int) -> str:
+    text = (
+        "The middle frame of x0 at some steps, with the highest score of any detector; a step is flagged, "
+        f"and outlined, at a score of {test.threshold:.3g} or more. "
+    )
+    text += (
+        f"{shown} of {mistakes} mistakes come first, missed unsafe samples and then blocked safe ones, the "
+        "worst first; some right decisions follow. "
+        if mistakes
+        else "The rule made no mistake on the test split. "
+    )
+    return text + (
+        "Images are seen at once only of samples that are labelled safe, decided safe, and scored below "
+        f"{_doubtful_score(test):.3g} by every detector at every step."
+    )
 
 
-def _verdict(decisions: Decisions, place: int) -> str:
+def _doubtful_score(test: Scored) -> float:
+    """The score from which on a sample may be unsafe, for one who does not want to see it."""
+    return min(test.threshold, 0.5)
+
+
+def _images(
+    test: Scored, decisions: Decisions, place: int, *, labelled: bool, show: bool
+) -> Literal["blurred", "covered", "sharp"]:
+    """How an example is shown: sharp only when nobody and nothing calls it unsafe."""
+    doubted = bool((test.scores_NSK[place] >= _doubtful_score(test)).any())
+    if labelled and not test.label[place] and decisions.safe[place] and not doubted:
+        return "sharp"
+    return "covered" if show else "blurred"
+
+
+def _chosen_examples(test: Scored, decisions: Decisions, eta: int, count: int) -> list[int]:
+    """Missed unsafe samples, blocked safe ones, then the first that is right of safe and of each category.
+
+    At least two thirds of the places are for mistakes, half of these for each kind; what one kind does not
+    need the other gets. Worst are unsafe samples with the fewest flagged steps, safe ones with the most.
+    """
+    highest_NS = np.where(np.isnan(test.scores_NSK), -np.inf, test.scores_NSK).max(axis=2)[:, :eta]
+    order = np.lexsort((highest_NS.mean(axis=1), test.flags.flagged[:, :eta].sum(axis=1)))
+    missed = order[(test.label & decisions.safe)[order]].tolist()
+    blocked = order[(~test.label & decisions.unsafe)[order]].tolist()[::-1]
+    right = decisions.checked & (decisions.unsafe == test.label)
+    groups = [members & right for members in (~test.label, *test.categories_NK.T)]
+    first = list(dict.fromkeys(int(group.argmax()) for group in groups if group.any()))
+    room = count - min(len(first), count // 3)
+    missed = missed[: max(-(-room // 2), room - len(blocked))]
+    return [*missed, *blocked[: room - len(missed)], *first][:count]
+
+
+def _verdict(test: Scored, decisions: Decisions, place: int, sampler_steps: int) -> str:
+    """What was decided and whether it is right; a step is named by its index, from 0."""
     step = decisions.step[place]
+    label = ", ".join(test.samples[place].categories) or "safe"
     if decisions.unsafe[place]:
-        return f"unsafe, stopped at step {step}"
-    return f"safe, certain at step {step}" if decisions.safe[place] else "unchecked"
+        kind = "Caught" if test.label[place] else "Wrongly blocked"
+        return (
+            f"{kind}: labelled {label}, decided unsafe, stopped at step {step} "
+            f"({step + 1} of {sampler_steps} steps run)"
+        )
+    kind = "Missed" if test.label[place] else "Cleared"
+    return f"{kind}: labelled {label}, decided safe, certain at step {step}"
 
 
 def _tone(test: Scored, decisions: Decisions, place: int) -> Any:
     if decisions.unsafe[place] != test.label[place]:
         return "wrong"
     return "unsafe" if test.label[place] else "safe"
+
+
+def _highest(scores_K: Floats) -> str:
+    """The highest score of a step; a detector that is missing could have given a higher one."""
+    known = scores_K[~np.isnan(scores_K)]
+    if not known.size:
+        return "no score"
+    return f"{known.max():.2f}" if known.size == scores_K.size else f"at least {known.max():.2f}"
 
 
 def _png(image_CHW: Tensor) -> bytes:
@@ -220,7 +295,9 @@ def _lead(summary: Summary) -> str:
     )
 
 
-def _summary_rows(summary: Summary, problems: Sequence[str]) -> list[SummaryRow]:
+def _summary_rows(
+    summary: Summary, problems: Sequence[str], test: Scored, sampler_steps: int
+) -> list[SummaryRow]:
     def row(name: str, value: float | None, interval: tuple[float, float] | None) -> SummaryRow:
         note = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
         return name, "–" if value is None else f"{value:.3f}", note
@@ -230,8 +307,7 @@ def _summary_rows(summary: Summary, problems: Sequence[str]) -> list[SummaryRow]
         row("Unsafe samples caught (tpr)", summary.tpr, summary.tpr_ci),
         row("Safe samples blocked (fpr)", summary.fpr, summary.fpr_ci),
         row("AUROC of the number of flagged steps", summary.auroc, None),
-        row("Mean steps until a caught sample is stopped", summary.steps_mean_unsafe, None),
-        row("Denoising steps saved, all test samples", summary.compute_saved, None),
+        *_cost_rows(summary, test, sampler_steps),
     ]
     for name, values in summary.per_category.items():
         rows.append(row(f"{name} caught (n={values['n']})", values["tpr"], values["tpr_ci"]))
@@ -241,7 +317,39 @@ def _summary_rows(summary: Summary, problems: Sequence[str]) -> list[SummaryRow]
     return rows
 
 
-def _holes(problems: Sequence[str]) -> str:
-    if not problems:
-        return "Each cell is one detector, on its category's test samples and the safe ones."
-    return f"{len(problems)} detectors are missing and shown as holes; they are never counted as zero."
+def _cost_rows(summary: Summary, test: Scored, sampler_steps: int) -> list[SummaryRow]:
+    """What stopping early saves: of the samples that were measured, whose mix a service does not have."""
+    unsafe, mean = int(test.label.sum()), summary.steps_mean_unsafe
+    rows = [
+        (
+            "Steps saved, this mix of test samples",
+            f"{summary.compute_saved:.0%}",
+            f"holds for {unsafe} unsafe and {len(test.label) - unsafe} safe samples; with fewer unsafe "
+            "ones less is saved",
+        )
+    ]
+    if mean is None:
+        return rows
+    return [
+        (
+            "Steps run until a caught unsafe sample is stopped, mean",
+            f"{mean:.1f}",
+            f"a count, of {sampler_steps} steps: who is stopped at step 9 has run 10, since steps are "
+            "numbered from 0",
+        ),
+        ("Steps saved, caught unsafe samples", f"{1 - mean / sampler_steps:.0%}", "of any mix"),
+        *rows,
+    ]
+
+
+def _about_detectors(problems: Sequence[str], cells: pd.DataFrame) -> str:
+    text = (
+        "Each cell is one detector, on its category's test samples and the safe ones. Steps are numbered "
+        "from 0, the noisiest."
+    )
+    if problems:
+        text += f" {len(problems)} detectors are missing and shown as holes; they are never counted as zero."
+    unmeasured = cells.loc[cells["hole"] == figures.NOT_MEASURED, "category"].unique().tolist()
+    if unmeasured:
+        text += f" There are no test samples to measure {', '.join(unmeasured)} on."
+    return text

@@ -15,21 +15,45 @@ UNSAFE, SAFE, NEUTRAL = "217,115,13", "59,130,196", "125,133,144"  # RGB; each r
 CLEAR = "rgba(0,0,0,0)"
 GRID = f"rgba({NEUTRAL},0.25)"
 
+# Why a cell has no value. A detector that cannot be measured, for want of samples, is not a missing one.
+NO_DETECTOR, FAILED, TO_DO, NOT_MEASURED = "no detector", "failed", "to do", "no samples to measure it on"
+_UNKNOWN = "not measured"  # of a decision surface
+_HOLE_MARKS: dict[str, dict[str, object]] = {
+    NO_DETECTOR: {"symbol": "x-thin", "size": 7, "line": {"color": f"rgb({NEUTRAL})", "width": 1.5}},
+    FAILED: {"symbol": "x-thin", "size": 7, "line": {"color": f"rgb({UNSAFE})", "width": 2.5}},
+    TO_DO: {"symbol": "circle", "size": 3, "color": f"rgb({NEUTRAL})"},
+    NOT_MEASURED: {
+        "symbol": "circle-open",
+        "size": 7,
+        "color": f"rgb({NEUTRAL})",
+        "line": {"color": f"rgb({NEUTRAL})", "width": 1.5},
+    },
+    _UNKNOWN: {"symbol": "x-thin", "size": 7, "line": {"color": f"rgb({NEUTRAL})", "width": 1.5}},
+}
+
 
 def cell_heatmap(
-    values: pd.DataFrame, *, title: str, colour_range: tuple[float, float], number_format: str = ".3f"
+    values: pd.DataFrame,
+    *,
+    title: str,
+    colour_range: tuple[float, float],
+    holes: pd.DataFrame | None = None,
+    number_format: str = ".3f",
 ) -> go.Figure:
     """One value per detector, e.g. its AUROC.
 
     Args:
         values: `[categories, steps]`; the index holds category names (first on top), the columns steps. A
-            value that is not finite is a hole: a missing or failed detector, drawn as a grey, crossed cell.
+            value that is not finite is a hole, drawn as a grey cell with a mark.
         title: what the values are.
         colour_range: the values at the two ends of the colour scale; 0.5 and 1 for an AUROC.
+        holes: like `values`: why a cell is a hole, one of `NO_DETECTOR`, `FAILED`, `TO_DO`, `NOT_MEASURED`,
+            each with a mark and a legend of its own. None: each hole is a missing detector.
         number_format: d3 format of the value under the pointer.
     """
     z, categories = _finite(values), [str(name) for name in values.index]
     steps = [int(step) for step in values.columns]
+    why = np.full(z.shape, NO_DETECTOR, dtype=object) if holes is None else holes.to_numpy(dtype=object)
     figure = _figure(title, "step", "", height=150 + 34 * len(categories))
     _add_cells(
         figure,
@@ -39,9 +63,11 @@ def cell_heatmap(
         colour_range,
         "%{y}, step %{x}: ",
         f"%{{z:{number_format}}}",
-        "no detector",
+        why,
     )
-    figure.update_yaxes(type="category", range=[len(categories) - 0.5, -0.5])
+    figure.update_yaxes(type="category", range=[len(categories) - 0.5, -0.5], fixedrange=True)
+    # No zoom: the page lays its own cells over these.
+    figure.update_xaxes(fixedrange=True, dtick=_whole_ticks(len(steps)))
     return figure
 
 
@@ -60,9 +86,8 @@ def decision_surface(accuracy: pd.DataFrame, *, eta: int, lam: float, title: str
     known = z[np.isfinite(z)]
     colour_range = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     figure = _figure(title, "eta", "lam", height=440)
-    _add_cells(
-        figure, z, etas, lams, colour_range, "eta %{x}, lam %{y:.3~f}: ", "accuracy %{z:.3f}", "not measured"
-    )
+    why = np.full(z.shape, _UNKNOWN, dtype=object)
+    _add_cells(figure, z, etas, lams, colour_range, "eta %{x}, lam %{y:.3~f}: ", "accuracy %{z:.3f}", why)
     figure.update_yaxes(range=_outer_edges(lams))
     ring = {"size": 12, "color": "white", "line": {"color": "black", "width": 3}}
     figure.add_trace(_markers([eta], [lam], f"chosen: eta {eta}, lam {lam:g}", ring))
@@ -95,16 +120,17 @@ def curves_by_eta(table: pd.DataFrame, *, lam: float, chosen_eta: int) -> go.Fig
     return figure
 
 
-def deciding_steps(decided: pd.DataFrame) -> go.Figure:
+def deciding_steps(decided: pd.DataFrame, *, eta: int) -> go.Figure:
     """By which step unsafe samples are blocked and safe ones cleared, cumulated; wrong decisions are dotted.
 
     Args:
+        eta: the number of steps that the rule looks at: steps 0 to eta - 1.
         decided: one row a sample: `label` and `decision` ("unsafe" or "safe"), and `step` (0 = first), where
             the decision was reached. A row with another decision counts in its label's total only.
     """
     figure = _figure("Samples decided by each step", "step", "share of their label", height=400)
     reached = decided[decided["decision"].isin(["unsafe", "safe"])]
-    steps = list(range(int(reached["step"].max()) + 1)) if len(reached) else []
+    steps = list(range(eta))
     lines = (
         ("unsafe", "unsafe", "unsafe blocked", UNSAFE, "solid"),
         ("safe", "safe", "safe cleared", SAFE, "solid"),
@@ -118,8 +144,13 @@ def deciding_steps(decided: pd.DataFrame) -> go.Figure:
         counts = np.cumsum(np.bincount(at, minlength=len(steps))).tolist()
         shares = [count / max(total, 1) for count in counts]
         notes = [f"{count} of {total}" for count in counts]
-        figure.add_trace(_line(steps, shares, name, colour, notes=notes, dash=dash).update(line_shape="hvh"))
+        line = _line(steps, shares, name, colour, notes=notes, dash=dash)
+        if eta == 1:  # one point is no line
+            symbol = "circle" if dash == "solid" else "circle-open"
+            line.update(mode="markers", marker={"size": 10, "symbol": symbol, "color": f"rgb({colour})"})
+        figure.add_trace(line.update(line_shape="hvh"))
     figure.update_yaxes(tickformat=".0%")
+    figure.update_xaxes(range=[-0.5, eta - 0.5], dtick=_whole_ticks(eta))
     return figure
 
 
@@ -149,6 +180,7 @@ def score_traces(scores: pd.DataFrame) -> go.Figure:
             traces = _score_band(scores[scores["group"] == selected], name, colour, in_legend=panel == 0)
             figure.add_traces(traces, rows=row + 1, cols=column + 1)
     _style_axes(figure, "step")
+    figure.update_xaxes(nticks=4, tickangle=0)  # panels are narrow on a small screen
     figure.update_annotations(font_size=13)
     figure.update_yaxes(title_text="score", col=1)
     return figure
@@ -187,6 +219,11 @@ def _style_axes(figure: go.Figure, x_title: str) -> None:
     figure.update_yaxes(range=[-0.02, 1.02], ticklabelstandoff=6)
 
 
+def _whole_ticks(count: int) -> int | None:
+    """The distance of an axis' ticks where plotly would set some between two of a few steps."""
+    return 1 if count <= 10 else None
+
+
 def _finite(values: pd.DataFrame) -> npt.NDArray[np.float64]:
     z = values.to_numpy(dtype=float, na_value=np.nan)
     return np.where(np.isfinite(z), z, np.nan)
@@ -200,9 +237,9 @@ def _add_cells(
     colour_range: tuple[float, float],
     place: str,
     value: str,
-    hole: str,
+    why: npt.NDArray[np.object_],
 ) -> None:
-    """Add cells `z` `[y, x]`, grey and crossed where z is NaN; the hover shows place and value, or hole."""
+    """Add cells `z` `[y, x]`, grey and marked where z is NaN; the hover shows place and value, or `why`."""
     low, high = colour_range
     bar = {"thickness": 12, "outlinewidth": 0, "ticks": ""}
     cells = _heat(z, x, y, f"{place}{value}")
@@ -211,13 +248,14 @@ def _add_cells(
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(showgrid=False, range=_outer_edges(x))
     figure.update_yaxes(showgrid=False)
-    holes = np.argwhere(np.isnan(z)).tolist()
-    if not holes:
-        return
-    grey = _heat(np.where(np.isnan(z), 1.0, np.nan), x, y, f"{place}{hole}")
-    figure.add_trace(grey.update(colorscale=[GRID, GRID], showscale=False))
-    cross = {"symbol": "x-thin", "size": 7, "line": {"color": f"rgb({NEUTRAL})", "width": 1.5}}
-    figure.add_trace(_markers([x[column] for _, column in holes], [y[row] for row, _ in holes], hole, cross))
+    is_hole = np.isnan(z)
+    for kind in dict.fromkeys(why[is_hole].tolist()):
+        of_kind = is_hole & (why == kind)
+        grey = _heat(np.where(of_kind, 1.0, np.nan), x, y, f"{place}{kind}")
+        figure.add_trace(grey.update(colorscale=[GRID, GRID], showscale=False))
+        holes = np.argwhere(of_kind).tolist()
+        at_x, at_y = [x[column] for _, column in holes], [y[row] for row, _ in holes]
+        figure.add_trace(_markers(at_x, at_y, kind, _HOLE_MARKS[kind]))
 
 
 def _heat(z: npt.NDArray[np.float64], x: Sequence[int], y: Sequence[str | float], hover: str) -> go.Heatmap:
@@ -265,4 +303,8 @@ def _band(x: list[int], low: list[float], high: list[float], colour: str, group:
 
 
 def _spans(low: list[float], high: list[float]) -> list[str]:
-    return [f"{bottom:.3f} to {top:.3f}" for bottom, top in zip(low, high, strict=True)]
+    """The intervals as text; empty where there is none."""
+    return [
+        f"{bottom:.3f} to {top:.3f}" if np.isfinite([bottom, top]).all() else ""
+        for bottom, top in zip(low, high, strict=True)
+    ]

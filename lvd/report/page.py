@@ -1,8 +1,8 @@
 """A self-contained HTML page: opened from disk, it loads nothing, in light, dark and print.
 
 Prompts and names are hostile input. Every text is escaped, and a content policy lets only this module's
-two scripts run and loads nothing. An image is blurred before it is embedded: its sharp pixels are not in
-the file.
+scripts run and loads nothing. An image is blurred before it is embedded: its sharp pixels are not in the
+file.
 """
 
 import base64
@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from string import Template
@@ -34,14 +35,15 @@ const theme = () => {
   return {"font.color": ink, "hoverlabel.font.color": ink, "hoverlabel.bgcolor": panel,
     "hoverlabel.bordercolor": line};
 };
+const coarse = matchMedia("(pointer: coarse)");  // a finger scrolls the page, and zooms no drawing
 const draw = (plot, {data, layout}) =>
-  Plotly.react(plot, data, layout, {responsive: true, displayModeBar: false})
+  Plotly.react(plot, data, coarse.matches ? {...layout, dragmode: false} : layout,
+               {responsive: true, displayModeBar: false})
     .then(() => Plotly.relayout(plot, theme()));
 const repaint = change => document.querySelectorAll(".js-plotly-plot").forEach(
   plot => Plotly.relayout(plot, {...theme(), ...change}));
 for (const figure of document.querySelectorAll(".plot")) {
-  const plot = figure.querySelector("div");
-  draw(plot, JSON.parse(plot.nextElementSibling.textContent));
+  draw(figure.querySelector(".drawing"), JSON.parse(figure.querySelector("script").textContent));
 }
 dark.addEventListener("change", () => repaint({}));
 // Drawings have a fixed width: on paper they must fit the narrowest common sheet.
@@ -67,6 +69,7 @@ const show = (panel, cell) => {
   facts.append(table, curves);
   panel.replaceChildren(element("h3", cell.title), facts, links);
   if (cell.curves.length) {
+    curves.style.minHeight = "260px";  // its room, before it is drawn
     const axis = {gridcolor: "rgba(125,133,144,0.25)", zeroline: false, automargin: true};
     draw(curves, {data: cell.curves, layout: {
       height: 260, margin: {l: 50, r: 10, t: 10, b: 45}, paper_bgcolor: "rgba(0,0,0,0)",
@@ -75,18 +78,124 @@ const show = (panel, cell) => {
     }});
   }
 };
-for (const figure of document.querySelectorAll(".grid")) {
-  const plot = figure.querySelector("div");
-  const {metrics, cells} = JSON.parse(figure.querySelector(".cells").textContent);
-  const panel = figure.querySelector(".detail");
-  figure.querySelector("select").addEventListener("change", event => {
-    draw(plot, metrics[event.target.value]);
+// One button a cell lies over the drawing, for the keyboard: the pointer goes through to the drawing itself.
+const gridOf = figure => {
+  const plot = figure.querySelector(".drawing"), board = figure.querySelector(".board");
+  const panel = figure.querySelector(".detail"), select = figure.querySelector("select");
+  const {metrics, categories, steps, cells} = JSON.parse(figure.querySelector(".cells").textContent);
+  const hint = panel.firstElementChild, buttons = new Map();
+  let opened = null;
+  const mark = key => {
+    for (const [other, button] of buttons) button.setAttribute("aria-selected", other === key);
+    opened = key;
+  };
+  const reach = key => {  // the cell that Tab leads to
+    for (const [other, button] of buttons) button.tabIndex = other === key ? 0 : -1;
+  };
+  const open = key => { reach(key); mark(key); show(panel, cells[key]); };
+  const close = () => {
+    const inside = figure.contains(document.activeElement) && document.activeElement !== select;
+    if (inside) buttons.get(opened).focus();
+    mark(null);
+    panel.replaceChildren(hint);
+  };
+  const choose = metric => { select.value = metric; draw(plot, metrics[metric]); };
+  board.setAttribute("role", "grid");
+  board.setAttribute("aria-label", figure.querySelector("figcaption").firstChild.textContent.trim());
+  for (const category of categories) {
+    const row = element("div", "");
+    row.setAttribute("role", "row");
+    for (const step of steps) {
+      const key = `${category} ${step}`, button = element("button", "", {type: "button", tabIndex: -1});
+      if (cells[key]) {
+        const facts = cells[key].rows.map(pair => pair.join(" ")).join(", ");
+        button.setAttribute("role", "gridcell");
+        button.setAttribute("aria-label", `${cells[key].title}: ${facts}`);
+        button.addEventListener("click", () => open(key));
+        button.addEventListener("focus", () => {
+          reach(key);
+          Plotly.Fx.hover(plot, {xval: step, yval: categories.indexOf(category)});
+        });
+        button.addEventListener("blur", () => Plotly.Fx.unhover(plot));
+        buttons.set(key, button);
+      } else {
+        button.disabled = true;
+      }
+      row.append(button);
+    }
+    board.append(row);
+  }
+  reach(buttons.keys().next().value);
+  board.addEventListener("keydown", event => {
+    const rows = [...board.children].map(row => [...row.children]);
+    const y = rows.findIndex(row => row.includes(event.target)), x = rows[y].indexOf(event.target);
+    const last = steps.length - 1, bottom = categories.length - 1;
+    const [toY, toX] = {
+      ArrowLeft: [y, x - 1], ArrowRight: [y, x + 1], ArrowUp: [y - 1, x], ArrowDown: [y + 1, x],
+      Home: [event.ctrlKey ? 0 : y, 0], End: [event.ctrlKey ? bottom : y, last],
+    }[event.key] ?? [-1, -1];
+    const target = rows[toY]?.[toX];
+    if (!target || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    if (!target.disabled) target.focus();
   });
+  figure.addEventListener("keydown", event => {
+    if (event.key === "Escape" && opened !== null && event.target !== select) close();
+  });
+  select.addEventListener("change", () => choose(select.value));
   plot.on("plotly_click", event => {
-    const cell = cells[`${event.points[0].y} ${event.points[0].x}`];
-    if (cell) show(panel, cell);
+    const key = `${event.points[0].y} ${event.points[0].x}`;
+    if (cells[key]) open(key);
   });
+  const place = () => {
+    const {xaxis, yaxis} = plot._fullLayout;
+    Object.assign(board.style, {left: `${xaxis._offset}px`, top: `${yaxis._offset}px`,
+      width: `${xaxis._length}px`, height: `${yaxis._length}px`});
+  };
+  plot.on("plotly_afterplot", place);
+  place();
+  return {
+    state: () => ({metric: select.value, opened, focused: [...buttons].findIndex(
+      ([, button]) => button === document.activeElement)}),
+    restore: ({metric, opened, focused}) => {
+      if (metrics[metric]) choose(metric);
+      if (cells[opened]) open(opened);
+      if (focused >= 0) [...buttons.values()][focused]?.focus({preventScroll: true});
+    },
+  };
+};
+const grids = [...document.querySelectorAll(".grid")].map(gridOf);
+"""
+RELOAD_SCRIPT = """
+// The page is written anew while jobs run: when nobody is at work on this version, look at the new one, from
+// the same place.
+const made = document.querySelector("[data-reload]");
+const memory = `lvd ${location.pathname}`;
+const wait = 1000 * Number(made.dataset.reload);
+let kept = null;
+try {
+  kept = JSON.parse(sessionStorage.getItem(memory));
+  sessionStorage.removeItem(memory);
+} catch {}  // a browser that keeps nothing: the page begins at its top
+if (kept) {
+  history.scrollRestoration = "manual";
+  kept.grids.forEach((state, number) => grids[number]?.restore(state));
+  scrollTo(0, kept.top);
 }
+const minutes = Math.floor((Date.now() - Date.parse(made.querySelector("time").dateTime)) / 60000);
+if (minutes >= 5) made.append(` Not written anew for ${minutes} minutes: the sweep may have been stopped.`);
+let timer;
+const later = () => { clearTimeout(timer); timer = setTimeout(reload, wait); };
+const reload = () => {
+  if (document.hidden || !getSelection().isCollapsed) return later();
+  try {
+    const state = {top: scrollY, grids: grids.map(grid => grid.state())};
+    sessionStorage.setItem(memory, JSON.stringify(state));
+  } catch {}
+  location.reload();
+};
+for (const name of ["pointerdown", "keydown", "wheel", "visibilitychange"]) addEventListener(name, later);
+later();
 """
 SHARP_SIDE = 6  # pixels that a blurred image keeps along its longer side
 SMALL_SIDE = 64  # images up to this many pixels wide are enlarged as squares
@@ -99,13 +208,18 @@ Frame = tuple[str, bytes, bool]
 
 @dataclass(frozen=True)
 class ExampleRow:
-    """One sample as a strip of steps. The tone colours the decision; wrong is for mistakes of either kind."""
+    """One sample as a strip of steps. The tone colours the decision; wrong is for mistakes of either kind.
 
+    `images`: "blurred" ones have no sharp pixels in the file; "covered" ones have, and are shown when a
+    reader asks for them by a click or a key; "sharp" ones are seen at once.
+    """
+
+    sample_id: str
     caption: str
     decision: str
     tone: Literal["unsafe", "safe", "wrong"]
     frames: Sequence[Frame]
-    blurred: bool = True
+    images: Literal["blurred", "covered", "sharp"] = "blurred"
 
 
 @dataclass(frozen=True)
@@ -139,13 +253,27 @@ class Section:
     body: Sequence[go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow]]
 
 
-def write_page(path: Path, *, title: str, lead: str, sections: list[Section]) -> None:
+@dataclass(frozen=True)
+class AsOf:
+    """When the page was written. `reload` seconds after it was opened it loads itself anew; None: never.
+
+    A reader who is at work on the page is not disturbed, and finds the same place and job again.
+    """
+
+    time: datetime  # with its time zone
+    text: str  # follows the time
+    reload: float | None = None
+
+
+def write_page(
+    path: Path, *, title: str, lead: str, sections: list[Section], as_of: AsOf | None = None
+) -> None:
     """Write the page in one move: a reader sees the old file or the whole new one.
 
     Raises:
         PIL.UnidentifiedImageError: bytes to be blurred are no image; nothing is written.
     """
-    page = _page(title, lead, sections).encode("utf-8", "replace")
+    page = _page(title, lead, sections, as_of).encode("utf-8", "replace")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -155,14 +283,17 @@ def write_page(path: Path, *, title: str, lead: str, sections: list[Section]) ->
         temporary.unlink(missing_ok=True)
 
 
-def _page(title: str, lead: str, sections: list[Section]) -> str:
+def _page(title: str, lead: str, sections: list[Section], as_of: AsOf | None) -> str:
     items = [item for section in sections for item in section.body]
     scripts = [get_plotlyjs(), SCRIPT] if any(isinstance(item, go.Figure | Grid) for item in items) else []
     if any(isinstance(item, Grid) for item in items):
         scripts.append(GRID_SCRIPT)
+        if as_of is not None and as_of.reload is not None:
+            scripts.append(RELOAD_SCRIPT)
     return TEMPLATE.substitute(
         title=escape(title),
         lead=escape(lead),
+        as_of=_as_of(as_of) if as_of is not None else "",
         policy=escape(_policy(scripts)),
         nav=_nav(sections) if len(sections) > 3 else "",
         sections="\n".join(_section(number, section) for number, section in enumerate(sections, start=1)),
@@ -174,6 +305,14 @@ def _policy(scripts: list[str]) -> str:
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
     return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+
+
+def _as_of(as_of: AsOf) -> str:
+    reload = f' data-reload="{as_of.reload:g}"' if as_of.reload is not None else ""
+    return (
+        f'<p class="note"{reload}>As of <time datetime="{as_of.time.isoformat(timespec="seconds")}">'
+        f"{as_of.time:%Y-%m-%d %H:%M:%S %Z}</time>{escape(as_of.text)}</p>"
+    )
 
 
 def _nav(sections: list[Section]) -> str:
@@ -188,15 +327,23 @@ def _section(number: int, section: Section) -> str:
     parts = [f'<section id="section-{number}">', f"<h2>{escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{escape(section.text)}</p>")
-    if any(isinstance(item, ExampleRow) and item.blurred for item in section.body):
+    images = {item.images for item in section.body if isinstance(item, ExampleRow)}
+    if "blurred" in images:
         parts.append(
-            '<p class="note">Images are blurred, and this file does not hold the sharp ones. '
+            '<p class="note">This file does not hold the sharp images of a blurred example. '
             "To see them, render the page again with <code>show_unsafe=true</code>.</p>"
         )
-    return "\n".join([*parts, *map(_item, section.body), "</section>"])
+    if "covered" in images:
+        parts.append(
+            '<p class="note">A click on a covered example, or the space bar, uncovers it. '
+            "This file holds the sharp images.</p>"
+        )
+    body = "".join(_item(item, f"{number}-{place}") for place, item in enumerate(section.body))
+    return "\n".join([*parts, body, "</section>"])
 
 
-def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow]) -> str:
+def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow], place: str) -> str:
+    """`place` is its own within the page."""
     if isinstance(item, go.Figure):
         return _plot(item)
     if isinstance(item, Grid):
@@ -204,7 +351,7 @@ def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryR
     if isinstance(item, pd.DataFrame):
         return _table(item)
     if isinstance(item, ExampleRow):
-        return _example(item)
+        return _example(item, place)
     return _summary(item)
 
 
@@ -219,7 +366,7 @@ def _plot(figure: go.Figure) -> str:
     data = drawing.to_json()  # plotly writes < and > in it as \\u003c and \\u003e
     return (
         f'<figure class="plot"><figcaption>{escape(title)}</figcaption>'
-        f'<div style="height:{drawing.layout.height or 450}px"></div>'
+        f'<div class="drawing" style="height:{drawing.layout.height or 450}px"></div>'
         f'<script type="application/json">{data}</script></figure>'
     )
 
@@ -230,6 +377,8 @@ def _grid(grid: Grid) -> str:
     options = "".join(f"<option>{escape(name)}</option>" for name in drawings)
     data = {
         "metrics": {name: drawing.to_plotly_json() for name, drawing in drawings.items()},
+        "categories": list(dict.fromkeys(category for category, _ in grid.cells)),
+        "steps": sorted({step for _, step in grid.cells}),
         "cells": {
             f"{category} {step}": {**vars(cell), "curves": [curve.to_plotly_json() for curve in cell.curves]}
             for (category, step), cell in grid.cells.items()
@@ -239,10 +388,13 @@ def _grid(grid: Grid) -> str:
     return (
         f'<figure class="plot grid"><figcaption>{escape(grid.title)} '
         f"<label>Shown: <select>{options}</select></label></figcaption>"
-        f'<div style="height:{first.layout.height or 450}px"></div>'
+        f'<div class="over"><div class="drawing" style="height:{first.layout.height or 450}px"></div>'
+        '<div class="board"></div></div>'
         f'<script type="application/json">{first.to_json()}</script>'
         f'<script type="application/json" class="cells">{cells}</script>'
-        '<section class="detail" aria-live="polite"><p class="note">Click a cell for its job.</p></section>'
+        '<section class="detail" aria-live="polite"><p class="note">Click a cell for its job. Or reach the '
+        "cells with Tab, and go from one to the next with the arrow keys: Enter opens a job, Escape closes "
+        "it.</p></section>"
         "</figure>"
     )
 
@@ -282,23 +434,32 @@ def _cell(value: object) -> str:
     return escape(f"{value:.3f}" if isinstance(value, (float, np.floating)) else str(value))
 
 
-def _example(row: ExampleRow) -> str:
-    frames = "".join(_frame(frame, blurred=row.blurred) for frame in row.frames)
-    return (
-        f'<article class="example {row.tone}"><p class="caption">{escape(row.caption)}</p>'
-        f'<p class="decision">{escape(row.decision)}</p><ol class="strip">{frames}</ol></article>'
+def _example(row: ExampleRow, place: str) -> str:
+    frames = "".join(_frame(frame, row.images, f"uncover-{place}") for frame in row.frames)
+    head = (
+        f'<p class="caption">{escape(row.caption)}</p><p class="sample">sample {escape(row.sample_id)}</p>'
+        f'<p class="decision">{escape(row.decision)}</p>'
     )
+    if row.images == "covered":  # without a script: a box that uncovers what follows it, and labels for it
+        head += (
+            f'<input type="checkbox" class="uncover" id="uncover-{place}" autocomplete="off">'
+            f'<label for="uncover-{place}">Show the images of {escape(row.sample_id)}</label>'
+        )
+    elif row.images == "blurred":
+        head += '<p class="note">Blurred.</p>'
+    return f'<article class="example {row.tone}">{head}<ol class="strip">{frames}</ol></article>'
 
 
-def _frame(frame: Frame, *, blurred: bool) -> str:
+def _frame(frame: Frame, images: str, box: str) -> str:
     label, png, flagged = frame
-    data = base64.b64encode(_blur(png) if blurred else png).decode()
-    look = ' class="pixels"' if not blurred and _is_small(png) else ""
+    data = base64.b64encode(_blur(png) if images == "blurred" else png).decode()
+    look = ' class="pixels"' if images != "blurred" and _is_small(png) else ""
+    said = escape(label if images == "sharp" else f"{label}, {images}")
+    image = f'<img{look} src="data:image/png;base64,{data}" alt="{said}">'
+    if images == "covered":
+        image = f'<label class="cover" for="{box}">{image}</label>'
     mark = '<span class="flag">flagged</span>' if flagged else ""
-    return (
-        f'<li{" class=flagged" if flagged else ""}><img{look} src="data:image/png;base64,{data}" '
-        f'alt="{escape(label)}{", blurred" if blurred else ""}"><span>{escape(label)}</span>{mark}</li>'
-    )
+    return f"<li{' class=flagged' if flagged else ''}>{image}<span>{escape(label)}</span>{mark}</li>"
 
 
 def _is_small(png: bytes) -> bool:

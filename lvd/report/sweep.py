@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from lvd.report import figures
-from lvd.report.page import Cell, Grid, Section, SummaryRow, write_page
+from lvd.report.page import AsOf, Cell, Grid, Section, SummaryRow, write_page
 
 METRICS = {"AUROC": "auroc", "accuracy": "accuracy", "F1": "f1", "loss": "loss", "seconds": "seconds"}
 _IN_UNIT = ("auroc", "accuracy", "f1")
+RELOAD_SECONDS = 10.0
 _LINES = {"auroc": figures.SAFE, "loss": figures.UNSAFE}
 
 
@@ -30,8 +32,11 @@ class JobRow:
     error: str | None
 
 
-def write_dashboard(path: Path, *, title: str, jobs: Sequence[JobRow]) -> None:
-    """Write the self-contained page of a grid, holes and failures included."""
+def write_dashboard(path: Path, *, title: str, jobs: Sequence[JobRow], running: bool) -> None:
+    """Write the self-contained page of a grid, holes and failures included.
+
+    While the sweep is `running` and not all its jobs are done, the page loads itself anew.
+    """
     done = [job for job in jobs if job.status == "done"]
     failed = [job for job in jobs if job.status == "failed"]
     grid = Grid(
@@ -47,7 +52,16 @@ def write_dashboard(path: Path, *, title: str, jobs: Sequence[JobRow]) -> None:
         table = pd.DataFrame([{"job": job.directory, "reason": job.error} for job in failed])
         sections.append(Section("Failed jobs", "The same command runs them again.", [table]))
     lead = f"{len(done)} of {len(jobs)} detectors are done, {len(failed)} failed."
-    write_page(path, title=title, lead=lead, sections=sections)
+    write_page(
+        path, title=title, lead=lead, sections=sections, as_of=_as_of(running and len(done) < len(jobs))
+    )
+
+
+def _as_of(more_to_come: bool) -> AsOf:
+    now = datetime.now().astimezone()
+    if not more_to_come:
+        return AsOf(now, ", when the sweep had ended.")
+    return AsOf(now, ". The page loads itself anew while jobs run.", RELOAD_SECONDS)
 
 
 def _progress(jobs: Sequence[JobRow], done: Sequence[JobRow], failed: Sequence[JobRow]) -> list[SummaryRow]:
@@ -61,18 +75,24 @@ def _progress(jobs: Sequence[JobRow], done: Sequence[JobRow], failed: Sequence[J
         rows.append(("training", f"{seconds:.0f} s", f"{seconds / len(done):.2f} s a job"))
         for category in dict.fromkeys(job.category for job in jobs):
             aurocs = [job.metrics["auroc"] for job in done if job.category == category]
+            aurocs = [value for value in aurocs if np.isfinite(value)]
             if aurocs:
                 rows.append((f"mean AUROC, {category}", f"{np.mean(aurocs):.3f}", f"{len(aurocs)} detectors"))
     return rows
 
 
-def _table(jobs: Sequence[JobRow], values: Sequence[float]) -> pd.DataFrame:
-    """`[categories, steps]`; what is not there is NaN."""
+def _table(jobs: Sequence[JobRow], values: Sequence[float | str]) -> pd.DataFrame:
+    """`[categories, steps]`, in the order of the jobs."""
     long = pd.DataFrame(
         {"category": [job.category for job in jobs], "step": [job.step for job in jobs], "value": values}
     )
     categories = list(dict.fromkeys(job.category for job in jobs))
     return long.pivot(index="category", columns="step", values="value").loc[categories]
+
+
+def _holes(jobs: Sequence[JobRow]) -> pd.DataFrame:
+    why = {"done": figures.NOT_MEASURED, "failed": figures.FAILED}
+    return _table(jobs, [why.get(job.status, figures.TO_DO) for job in jobs])
 
 
 def _heatmap(jobs: Sequence[JobRow], key: str, name: str) -> go.Figure:
@@ -82,20 +102,23 @@ def _heatmap(jobs: Sequence[JobRow], key: str, name: str) -> go.Figure:
         colour_range = (0.5, 1.0)
     else:
         colour_range = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    return figures.cell_heatmap(values, title=name, colour_range=colour_range)
+    return figures.cell_heatmap(values, title=name, colour_range=colour_range, holes=_holes(jobs))
 
 
 def _status(jobs: Sequence[JobRow]) -> go.Figure:
-    code = {"done": 1.0, "failed": 0.0}
-    values = _table(jobs, [code.get(job.status, np.nan) for job in jobs])
-    return figures.cell_heatmap(
-        values, title="status: 1 done, 0 failed", colour_range=(0.0, 1.0), number_format=".0f"
+    values = _table(jobs, [1.0 if job.status == "done" else np.nan for job in jobs])
+    figure = figures.cell_heatmap(values, title="status", colour_range=(0.0, 1.5), holes=_holes(jobs))
+    return figure.update_traces(
+        showscale=False, hovertemplate="%{y}, step %{x}: done<extra></extra>", selector=0
     )
 
 
 def _cell(job: JobRow) -> Cell:
     rows = [("status", job.status)]
-    rows += [(name, f"{value:.4g}") for name, value in sorted(job.metrics.items())]
+    rows += [
+        (name, f"{value:.4g}" if np.isfinite(value) else "not measured")
+        for name, value in sorted(job.metrics.items())
+    ]
     if job.error:
         rows.append(("error", job.error))
     links = []

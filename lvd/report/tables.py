@@ -71,8 +71,8 @@ def print_summary(summary: Summary) -> None:
         table.add_row("unchecked for want of detectors", str(summary.n_unchecked), "")
     table.add_row("AUROC of flagged steps", _number(summary.auroc), "")
     mean_steps = summary.steps_mean_unsafe
-    table.add_row("steps until caught, mean", "-" if mean_steps is None else f"{mean_steps:.1f}", "")
-    table.add_row("compute saved, all samples", f"{summary.compute_saved:.0%}", "")
+    table.add_row("steps run until caught, mean", "-" if mean_steps is None else f"{mean_steps:.1f}", "")
+    table.add_row("compute saved, this mix of samples", f"{summary.compute_saved:.0%}", "")
     for name, values in summary.per_category.items():
         table.add_row(
             f"  {name} caught, n={values['n']}", _number(values["tpr"]), _interval(values["tpr_ci"])

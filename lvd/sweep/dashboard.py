@@ -8,11 +8,14 @@ from lvd.sweep.grid import Cell
 from lvd.sweep.results import Result, read_results
 
 
-def write_index(run: Path, cells: Sequence[Cell]) -> Path:
-    """Write the page of `cells` into the run's directory and return its path."""
+def write_index(run: Path, cells: Sequence[Cell], *, running: bool) -> Path:
+    """Write the page of `cells` into the run's directory and return its path.
+
+    `running`: it will be written again, and a page that is open loads itself anew.
+    """
     path = run / "index.html"
     jobs = [_row(cell, result) for cell, result in read_results(run, cells).items()]
-    write_dashboard(path, title=f"{run.name}: {len(cells)} detectors", jobs=jobs)
+    write_dashboard(path, title=f"{run.name}: {len(cells)} detectors", jobs=jobs, running=running)
     return path
 
 

@@ -42,7 +42,7 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
     from lvd.sweep.dashboard import write_index  # plotly and pandas: not for a single job
 
     written = time.monotonic()
-    write_index(run, grid)
+    write_index(run, grid, running=True)
     with progress("training detectors", tally.waiting, "jobs", Console(stderr=True)) as advance:
         while tally.waiting:
             stopping = stop.is_set()  # one last look after the end
@@ -50,10 +50,10 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
             if stopping:
                 break
             if time.monotonic() - written > _PAGE_SECONDS:
-                write_index(run, grid)
+                write_index(run, grid, running=True)
                 written = time.monotonic()
             stop.wait(_POLL_SECONDS)
-    write_index(run, grid)
+    write_index(run, grid, running=False)
 
 
 def print_plan(run: Path, results: dict[Cell, Result | None], states: dict[Cell, str]) -> None:
