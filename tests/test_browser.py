@@ -1,12 +1,20 @@
-"""The sweep's page in a real headless Chromium: it loads without errors, and its cells answer a click."""
+"""The pages in a real headless Chromium: the cells of a sweep by pointer and by keyboard, its page loading
+itself anew, narrow screens, and images that are covered.
+"""
 
+import io
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from PIL import Image
 
+from lvd.report import sweep
+from lvd.report.page import ExampleRow, Section, write_page
 from lvd.report.sweep import JobRow, write_dashboard
 
 pytestmark = [
@@ -65,6 +73,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def browser(chromium: Any, page: Path) -> Any:
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.get(page.as_uri())
     return chromium
 
@@ -137,6 +146,203 @@ def test_the_chosen_metric_is_drawn(browser: Any) -> None:
     Select(browser.find_element("css selector", ".grid select")).select_by_visible_text("loss")
     assert browser.execute_script(first) == pytest.approx(0.4)
     assert click_cell(browser, "digit_one", 2).startswith("digit_one, step 2")
+
+
+# ---- by keyboard
+
+
+def press(browser: Any, *keys: str) -> dict[str, Any]:
+    """Press keys one after the other; returns what has the focus then, and how it is seen."""
+    from selenium.webdriver import ActionChains
+
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+    found: dict[str, Any] = browser.execute_script(
+        """const it = document.activeElement, style = getComputedStyle(it);
+        return {role: it.getAttribute("role"), label: it.getAttribute("aria-label"), tag: it.tagName,
+                text: it.textContent, outline: [style.outlineStyle, parseFloat(style.outlineWidth)]};"""
+    )
+    return found
+
+
+def detail(browser: Any) -> str:
+    return str(browser.find_element("css selector", ".detail").text)
+
+
+def test_the_cells_are_reached_opened_and_closed_by_keyboard(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    hint = detail(browser)
+    press(browser, Keys.TAB)  # the choice of what is shown
+    first = press(browser, Keys.TAB)
+    assert (first["role"], first["label"].split(":")[0]) == ("gridcell", "digit_zero, step 0")
+    assert "status done" in first["label"]
+    assert "auroc 0.5" in first["label"]
+    assert first["outline"][0] == "solid"
+    assert first["outline"][1] >= 2
+    cell = press(browser, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert cell["label"].startswith("digit_one, step 2:")
+    assert detail(browser) == hint
+    press(browser, Keys.ENTER)
+    assert detail(browser).startswith("digit_one, step 2")
+    assert press(browser, Keys.TAB)["text"] == "result.json"
+    assert press(browser, Keys.ESCAPE)["label"].startswith("digit_one, step 2:")  # back where it was opened
+    assert detail(browser) == hint
+    assert press(browser, Keys.END)["label"].startswith("digit_one, step 9:")
+    assert press(browser, Keys.ARROW_RIGHT)["label"].startswith("digit_one, step 9:")
+    assert press(browser, Keys.HOME)["label"].startswith("digit_one, step 0:")
+
+
+def test_the_grid_is_one_stop_of_tab_and_lies_over_the_drawing(browser: Any) -> None:
+    stops = "return document.querySelectorAll('.board button[tabindex=\"0\"]').length"
+    assert browser.execute_script(stops) == 1
+    click_cell(browser, "digit_two", 5)
+    assert browser.execute_script(stops) == 1
+    box = browser.execute_script(
+        """const cell = document.querySelector("[aria-selected=true]");
+        const {x, y, width, height} = cell.getBoundingClientRect();
+        const plot = document.querySelector(".grid .js-plotly-plot"), {xaxis, yaxis} = plot._fullLayout;
+        const origin = plot.getBoundingClientRect();
+        return [x + width / 2 - origin.x - xaxis._offset - xaxis.d2p(5),
+                y + height / 2 - origin.y - yaxis._offset - yaxis.d2p("digit_two")];"""
+    )
+    assert box == pytest.approx([0, 0], abs=1)
+
+
+# ---- while jobs run
+
+
+def test_the_page_loads_itself_anew_at_the_same_place_until_all_is_done(
+    chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    def write(done: int) -> None:
+        jobs = [job(category, step) for category in CATEGORIES for step in (0, 1, 2, 4)]
+        rest = [job(category, 7) for category in CATEGORIES[done:]]
+        late = [replace(job(category, 5), step=7) for category in CATEGORIES[:done]]
+        write_dashboard(tmp_path / "index.html", title="live", jobs=[*jobs, *rest, *late], running=True)
+
+    def lead() -> str:
+        return str(chromium.find_element("css selector", ".lead").text)
+
+    monkeypatch.setattr(sweep, "RELOAD_SECONDS", 0.5)
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 800, "height": 300, "deviceScaleFactor": 1, "mobile": False},
+    )
+    write(0)
+    chromium.get((tmp_path / "index.html").as_uri())
+    assert lead().startswith("12 of 15")
+    Select(chromium.find_element("css selector", ".grid select")).select_by_visible_text("loss")
+    chromium.execute_script(
+        """const cell = document.querySelectorAll(".board button")[6];
+        cell.focus(); cell.click(); scrollTo(0, 250);"""
+    )
+    opened = detail(chromium)
+    assert opened.startswith("digit_one, step 1")
+    for done in (2, 3):
+        write(done)
+        reached = WebDriverWait(chromium, 60, ignored_exceptions=[StaleElementReferenceException])
+        reached.until(lambda _, counted=12 + done: lead().startswith(f"{counted} of 15"))
+        reached.until(lambda _: chromium.execute_script("return document.readyState == 'complete'"))
+    assert detail(chromium) == opened
+    assert chromium.execute_script("return scrollY") == 250
+    assert chromium.execute_script("return document.querySelector('.grid select').value") == "loss"
+    focused = press(chromium)
+    assert (focused["role"], str(focused["label"])[:18]) == ("gridcell", "digit_one, step 1:")
+    assert not chromium.find_elements("css selector", "[data-reload]")
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+# ---- on every screen, and on paper
+
+
+def picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(out, format="PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    note = "holds for 56 unsafe and 56 safe samples; with fewer unsafe ones less is saved"
+    summary = [("Steps run until a caught unsafe sample is stopped, mean", "13.4", note)] * 3
+    wide = pd.DataFrame({"job": ["distorted_weird, step 7"], **{f"measure {n}": [0.123] for n in range(12)}})
+    frames = [(f"step {step}", picture(), True) for step in range(8)]
+    rows = [ExampleRow(f"s{n}", "a prompt", "Caught", "unsafe", frames, "covered") for n in range(2)]
+    write_page(path, title="Report", lead="", sections=[Section("All", "", [summary, wide, *rows])])
+    return path
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+@pytest.mark.parametrize("name", ["page", "report"])
+def test_nothing_is_off_the_screen(
+    chromium: Any, request: pytest.FixtureRequest, name: str, width: int
+) -> None:
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    )
+    chromium.get(request.getfixturevalue(name).as_uri())
+    assert chromium.execute_script("return innerWidth") == width
+    assert chromium.execute_script(
+        "const page = document.documentElement; return page.scrollWidth == page.clientWidth"
+    )
+    off = chromium.execute_script(
+        """return [...document.querySelectorAll("main *")].filter(it =>
+            !it.closest(".drawing") && !it.closest("table:not(.summary)")
+            && it.getBoundingClientRect().right > innerWidth).map(it => it.outerHTML.slice(0, 99))"""
+    )
+    assert off == []
+    clipped = chromium.execute_script(
+        """return [...document.querySelectorAll(".summary :is(th, td)")].filter(it =>
+            it.scrollWidth > it.clientWidth + 1 || it.scrollHeight > it.clientHeight + 1).length"""
+    )
+    assert clipped == 0
+
+
+def test_a_wide_table_scrolls_within_itself_and_keeps_its_first_column(chromium: Any, report: Path) -> None:
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    )
+    chromium.get(report.as_uri())
+    moved, before, after = chromium.execute_script(
+        """const table = document.querySelector("table:not(.summary)"), first = table.querySelector("td");
+        const before = first.getBoundingClientRect().left;
+        table.parentElement.scrollLeft = 200;
+        return [table.parentElement.scrollLeft, before, first.getBoundingClientRect().left];"""
+    )
+    assert (moved, after) == (200, before)
+
+
+@pytest.mark.parametrize("way", ["click", "space"])
+def test_a_covered_example_is_uncovered_by_a_click_or_a_key(chromium: Any, report: Path, way: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def looks(style: str) -> list[str]:
+        found: list[str] = chromium.execute_script(
+            """return [...document.querySelectorAll(".example")].map(
+                it => getComputedStyle(it.querySelector("img"))[arguments[0]])""",
+            style,
+        )
+        return found
+
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    chromium.get(report.as_uri())
+    assert looks("filter") == ["blur(14px)"] * 2
+    if way == "click":
+        chromium.find_element("css selector", ".example img").click()
+    else:
+        while press(chromium, Keys.TAB)["tag"] != "INPUT":  # a table that scrolls is a stop of Tab too
+            pass
+        press(chromium, Keys.SPACE)
+    assert looks("filter") == ["none", "blur(14px)"]
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    assert looks("visibility") == ["visible", "hidden"]
 
 
 @pytest.mark.parametrize("media", ["light", "dark", "print"])

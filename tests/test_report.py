@@ -2,19 +2,25 @@ import base64
 import io
 import json
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from plotly.offline import get_plotlyjs
 
-from lvd.report import figures
-from lvd.report.page import ExampleRow, Section, write_page
+from lvd.decide.metrics import cell_metrics, summarise
+from lvd.detect.bank import Scored
+from lvd.latents.format import Sample
+from lvd.report import defence, figures
+from lvd.report.page import TEMPLATE, ExampleRow, Section, write_page
 from lvd.report.sweep import JobRow, write_dashboard
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"double\" 'single' &amp;"
@@ -189,7 +195,20 @@ def test_a_hole_is_no_value_but_a_cell_of_its_own(hole: float) -> None:
     assert z[1, 0] == 0.0
     assert np.array_equal(np.isnan(np.array(holes.z, dtype=float)), [[True, False], [True, True]])
     assert "no detector" in holes.hovertemplate
+    assert crosses.name == "no detector"
     assert (list(crosses.x), list(crosses.y)) == ([1], ["digit_zero"])
+
+
+def test_a_hole_says_why_it_is_one_by_a_mark_and_a_legend_of_its_own() -> None:
+    kinds = [figures.NO_DETECTOR, figures.FAILED, figures.TO_DO, figures.NOT_MEASURED]
+    holes = pd.DataFrame([kinds], index=["digit_zero"])
+    values = grid([[float("nan")] * 4], ("digit_zero",))
+    figure = figures.cell_heatmap(values, title="", colour_range=(0.5, 1), holes=holes)
+    marks = [trace for trace in figure.data if trace.type == "scatter"]
+    assert {mark.name: list(mark.x) for mark in marks} == {kind: [x] for x, kind in enumerate(kinds)}
+    assert all(mark.showlegend for mark in marks)
+    looks = {str((mark.marker.symbol, mark.marker.color, mark.marker.line.color)) for mark in marks}
+    assert len(looks) == len(kinds)
 
 
 def test_a_full_grid_has_no_sign_of_holes() -> None:
@@ -219,6 +238,14 @@ def test_decisions_are_cumulated_over_all_samples_of_their_label() -> None:
     assert lines["safe blocked (false block)"] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("eta", [1, 5])
+def test_decisions_that_are_all_made_at_step_0_are_drawn(eta: int) -> None:
+    decided = pd.DataFrame({"label": ["unsafe", "safe"], "decision": ["unsafe", "safe"], "step": [0, 0]})
+    for line in figures.deciding_steps(decided, eta=eta).data:
+        assert list(line.x) == list(range(eta))  # up to the rule's last step
+        assert len(line.x) > 1 or line.mode == "markers"  # a line of one point is not seen
+
+
 def test_every_unsafe_group_is_drawn_against_safe() -> None:
     rows = [(step, group, 0.5, 0.4, 0.6) for group in ("safe", "digit_zero", "digit_one") for step in (1, 0)]
     figure = figures.score_traces(pd.DataFrame(rows, columns=["step", "group", "median", "low", "high"]))
@@ -236,6 +263,190 @@ def test_the_interval_and_the_chosen_eta_are_drawn() -> None:
     assert list(band.y) == [0.6, 0.7, 0.5, 0.4]
     assert list(accuracy.customdata) == ["0.400 to 0.600", "0.500 to 0.700"]
     assert (figure.layout.shapes[0].x0, figure.layout.annotations[0].text) == (2, "chosen eta 2")
+
+
+def test_an_interval_that_is_not_there_is_not_written() -> None:
+    table = pd.DataFrame(
+        [{"eta": 1}], columns=["eta", "accuracy", "accuracy_low", "accuracy_high", "tpr", "fpr"]
+    )
+    assert "nan" not in figures.curves_by_eta(table, lam=0.6, chosen_eta=1).to_json().lower()
+
+
+def test_a_narrow_page_stacks_its_summaries_and_keeps_the_first_column_of_wide_tables() -> None:
+    narrow = TEMPLATE.template.split("@media (max-width: 700px) {  /*")[1].split("\n}")[0]
+    assert ".summary tr { display: grid;" in narrow
+    assert "white-space: normal" in narrow
+    assert "position: sticky; left: 0;" in TEMPLATE.template
+
+
+# ---- the report
+
+NAMES, SAMPLER_STEPS = ("alpha", "beta"), 5
+
+
+def scored(*samples: tuple[str, str, list[float]], threshold: float = 0.5) -> Scored:
+    """Samples by id, category (or none) and the score of the alpha detector at each step; beta's is 0.1."""
+    alpha = np.array([scores for _, _, scores in samples])
+    return Scored(
+        [Sample(name, name, f"prompt of {name}", 0, (c,) if c else (), "test") for name, c, _ in samples],
+        list(range(len(samples))),
+        np.array([[category == name for name in NAMES] for _, category, _ in samples]),
+        np.stack([alpha, np.where(np.isnan(alpha), np.nan, 0.1)], axis=2),
+        threshold,
+    )
+
+
+@pytest.fixture
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes the report of a test split; its images are noise, and the middle frame of sample n is n."""
+    monkeypatch.setattr(defence, "load_vae", lambda info: None)
+    monkeypatch.setattr(
+        defence,
+        "decode_frames",
+        lambda vae, x0: torch.stack(
+            [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(int(row[0, 0, 0]))) for row in x0]
+        ),
+    )
+
+    def make(test: Scored, *, eta: int = 3, labelled: bool = True, **options: Any) -> Tags:
+        rows = np.arange(len(test.samples), dtype=float)[:, None, None, None, None] + np.zeros(
+            (1, 2, 3, 2, 2)
+        )
+        info = SimpleNamespace(
+            category_names=NAMES, latent_shape=(2, 3, 2, 2), labelled=labelled, steps=SAMPLER_STEPS
+        )
+        capture: Any = SimpleNamespace(info=info, step=lambda step: rows)
+        summary = summarise(test.flags, test.categories_NK, NAMES, eta, 1.0, sampler_steps=SAMPLER_STEPS)
+        cells = []
+        for column, name in enumerate(NAMES):
+            positive, members = test.categories_NK[:, column], test.categories_NK[:, column] | ~test.label
+            for step in range(test.flags.steps):
+                scores = test.scores_NSK[members, step, column]
+                metrics = cell_metrics(positive[members], scores, test.threshold)
+                why = defence.hole(test, column, step)
+                cells.append({"category": name, "step": step, **metrics, "hole": why})
+        options = {"examples": 6, "show_unsafe": False, **options}
+        path = tmp_path / "report.html"
+        defence.write_report(path, "Report", capture, summary, test, test, pd.DataFrame(cells), [], **options)
+        return Tags(path.read_text(encoding="utf-8"))
+
+    return make
+
+
+CALM = ("calm", "", [0.1, 0.2, 0.1])
+CAUGHT = ("caught", "alpha", [0.9, 0.9, 0.9])
+BLOCKED = ("blocked", "", [0.8, 0.7, 0.9])
+MISSED = ("missed", "alpha", [0.9, 0.2, 0.1])
+WORSE = ("worse", "alpha", [0.3, 0.2, 0.1])
+NAN = float("nan")
+
+
+def seen(page: Tags) -> dict[str, str]:
+    """How the images of each example are seen, by its sample_id."""
+    shown = page.text.split("What the detectors saw")[-1]
+    names = re.findall(r"sample (\w+?)(?=Caught|Cleared|Missed|Wrongly)", shown)
+    alts = [str(a["alt"]).split(", ")[1:] for a in page.named("img")]
+    each = len(alts) // len(names)
+    return {name: " ".join(alts[each * n]) or "sharp" for n, name in enumerate(names)}
+
+
+def test_an_image_is_sharp_only_where_label_decision_and_every_detector_say_safe(report: Any) -> None:
+    one_flag = ("one_flag", "", [0.1, 0.6, 0.1])  # decided safe: three flags are needed
+    test = scored(CALM, one_flag, BLOCKED, MISSED, CAUGHT)
+    assert seen(report(test, examples=9)) == {
+        "missed": "blurred",
+        "blocked": "blurred",
+        "calm": "sharp",
+        "caught": "blurred",
+    }
+    test = scored(one_flag, BLOCKED, MISSED, CAUGHT)
+    assert seen(report(test, examples=9))["one_flag"] == "blurred"
+
+
+def test_of_a_capture_without_labels_every_image_is_blurred(report: Any) -> None:
+    assert set(seen(report(scored(CALM, CAUGHT), labelled=False)).values()) == {"blurred"}
+
+
+def test_a_high_threshold_does_not_uncover_a_sample_that_a_detector_finds_unsafe(report: Any) -> None:
+    doubtful = ("doubtful", "", [0.7, 0.2, 0.1])
+    assert seen(report(scored(doubtful, CAUGHT, threshold=0.8)))["doubtful"] == "blurred"
+
+
+def test_a_blurred_example_is_not_in_the_file_and_a_covered_one_waits_for_its_reader(report: Any) -> None:
+    blurred = report(scored(BLOCKED, CAUGHT))
+    assert "This file does not hold the sharp images" in blurred.text
+    assert not blurred.named("input")
+    covered = report(scored(BLOCKED, CAUGHT), show_unsafe=True)
+    assert set(seen(covered).values()) == {"covered"}
+    boxes = covered.named("input")
+    assert [box["type"] for box in boxes] == ["checkbox"] * 2
+    assert "checked" not in boxes[0]
+    assert {label["for"] for label in covered.named("label")} == {box["id"] for box in boxes}
+    assert "This file holds the sharp images" in covered.text
+    assert not {a["src"] for a in covered.named("img")} & {a["src"] for a in blurred.named("img")}
+
+
+def test_mistakes_come_first_the_worst_first_and_by_their_sample_id(report: Any) -> None:
+    page = report(scored(CALM, CAUGHT, MISSED, BLOCKED, WORSE), examples=12)
+    assert list(seen(page)) == ["worse", "missed", "blocked", "calm", "caught"]
+    assert "3 of 3 mistakes come first" in page.text
+    assert "Missed: labelled alpha, decided safe, certain at step 0" in page.text
+    assert "Wrongly blocked: labelled safe, decided unsafe" in page.text
+
+
+def test_mistakes_of_both_kinds_and_right_decisions_share_the_places(report: Any) -> None:
+    missed = [(f"missed_{n}", "alpha", [0.1, 0.1, 0.1]) for n in range(9)]
+    blocked = [(f"blocked_{n}", "", [0.9, 0.9, 0.9]) for n in range(9)]
+    names = list(seen(report(scored(CALM, CAUGHT, *missed, *blocked), examples=6)))
+    assert [name.split("_")[0] for name in names] == ["missed"] * 2 + ["blocked"] * 2 + ["calm", "caught"]
+    names = list(seen(report(scored(CALM, CAUGHT, *missed), examples=6)))
+    assert [name.split("_")[0] for name in names] == ["missed"] * 4 + ["calm", "caught"]
+
+
+def test_an_undecided_sample_is_neither_a_mistake_nor_right(report: Any) -> None:
+    unknown = ("unknown", "", [0.9, NAN, 0.9])
+    assert list(seen(report(scored(unknown, CALM, CAUGHT)))) == ["calm", "caught"]
+
+
+def test_a_score_that_is_missing_is_said_to_be_missing(report: Any) -> None:
+    holed = scored(("holed", "", [0.1, NAN, 0.1]), CAUGHT)
+    holed.scores_NSK[1, 2, 1] = NAN
+    page = report(holed)
+    assert "nan" not in page.text.lower()
+    assert "step 1\nno score" in page.text
+    assert "step 2\nat least 0.90" in page.text
+
+
+def drawn(page: Tags) -> list[dict[str, Any]]:
+    return [json.loads(script) for script in page.scripts if script.startswith('{"data"')]
+
+
+def test_a_category_without_test_samples_has_detectors_that_cannot_be_measured(report: Any) -> None:
+    page = report(scored(CALM, CAUGHT))  # none of beta
+    for heatmap in drawn(page)[:2]:
+        assert [trace["name"] for trace in heatmap["data"] if trace.get("mode")] == [figures.NOT_MEASURED]
+    assert "There are no test samples to measure beta on" in page.text
+    holed = scored(CALM, CAUGHT)
+    holed.scores_NSK[:, 1, 1] = NAN  # and one of them is missing
+    names = {trace["name"] for trace in drawn(report(holed))[0]["data"] if trace.get("mode")}
+    assert names == {figures.NOT_MEASURED, figures.NO_DETECTOR}
+
+
+def test_a_step_is_an_index_and_steps_run_are_a_count(report: Any) -> None:
+    page = report(scored(CALM, CAUGHT), eta=2)
+    assert "Steps are numbered from 0" in page.text
+    assert "stopped at step 1 (2 of 5 steps run)" in page.text
+    assert "Steps run until a caught unsafe sample is stopped, mean2.0" in page.text
+    assert "the rule looks at steps 0 to 1" in page.text
+
+
+def test_what_is_saved_names_the_mix_that_it_holds_for(report: Any) -> None:
+    text = report(scored(CALM, CALM, CALM, CAUGHT), eta=2).text
+    assert "Steps saved, caught unsafe samples60%" in text  # 2 of 5 steps run
+    assert "Steps saved, this mix of test samples15%holds for 1 unsafe and 3 safe samples" in text
+
+
+# ---- the sweep's page
 
 
 def job(category: str, step: int, status: str, **changes: object) -> JobRow:
@@ -287,3 +498,45 @@ def test_a_missing_job_is_a_hole_in_every_metric(tmp_path: Path) -> None:
         (row,) = drawing["data"][0]["z"]
         assert row[0] is not None
         assert row[1] is None
+
+
+def reloads(page: Tags) -> list[dict[str, str | None]]:
+    return [a for a in page.named("p") if "data-reload" in a]
+
+
+def test_the_sweeps_page_says_as_of_when_and_looks_for_news_while_there_may_be_some(tmp_path: Path) -> None:
+    def page(*status: str, running: bool) -> Tags:
+        jobs = [job("alpha", step, name) for step, name in enumerate(status)]
+        write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=running)
+        return Tags((tmp_path / "index.html").read_text())
+
+    before = datetime.now().astimezone().replace(microsecond=0)
+    live = page("done", "to do", running=True)
+    (time,) = live.named("time")
+    assert before <= datetime.fromisoformat(str(time["datetime"])) <= datetime.now().astimezone()
+    assert before.strftime("As of %Y-") in live.text
+    assert len(reloads(live)) == 1
+    for ended in (page("done", "failed", running=False), page("done", "done", running=True)):
+        assert ended.named("time")
+        assert not reloads(ended)
+        assert not any("location.reload" in script for script in ended.scripts)
+
+
+def test_a_job_that_is_to_do_one_that_failed_and_one_without_samples_differ(tmp_path: Path) -> None:
+    unmeasured = job("alpha", 2, "done", metrics={"auroc": NAN, "seconds": 1.0})
+    jobs = [job("alpha", 0, "to do"), job("alpha", 1, "failed"), unmeasured]
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=True)
+    page = (tmp_path / "index.html").read_text()
+    marks = [t["name"] for t in grid_of(page)["metrics"]["AUROC"]["data"] if t.get("mode") == "markers"]
+    assert marks == [figures.TO_DO, figures.FAILED, figures.NOT_MEASURED]
+    assert ["auroc", "not measured"] in grid_of(page)["cells"]["alpha 2"]["rows"]
+    assert "nan" not in Tags(page).text.lower()
+
+
+def test_the_cells_are_named_for_the_keyboard_and_the_way_is_told(tmp_path: Path) -> None:
+    jobs = [job(name, step, "done") for name in ("beta", "alpha") for step in (0, 2)]
+    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
+    page = (tmp_path / "index.html").read_text()
+    assert grid_of(page)["categories"] == ["beta", "alpha"]  # as they are drawn
+    assert grid_of(page)["steps"] == [0, 2]
+    assert "Enter opens a job, Escape closes" in Tags(page).text

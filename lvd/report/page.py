@@ -165,32 +165,32 @@ const gridOf = figure => {
   };
 };
 const grids = [...document.querySelectorAll(".grid")].map(gridOf);
+const memory = `lvd ${location.pathname}`;
+try {  // where a reader was when the version before this one made way for it
+  const {top, states} = JSON.parse(sessionStorage.getItem(memory)) ?? {};
+  sessionStorage.removeItem(memory);
+  if (states) {
+    history.scrollRestoration = "manual";
+    states.forEach((state, number) => grids[number]?.restore(state));
+    scrollTo(0, top);
+  }
+} catch {}  // a browser that keeps nothing
 """
 RELOAD_SCRIPT = """
-// The page is written anew while jobs run: when nobody is at work on this version, look at the new one, from
-// the same place.
+// The page is written anew while jobs run: when nobody is at work on this version, look for the next one.
 const made = document.querySelector("[data-reload]");
-const memory = `lvd ${location.pathname}`;
-const wait = 1000 * Number(made.dataset.reload);
-let kept = null;
-try {
-  kept = JSON.parse(sessionStorage.getItem(memory));
-  sessionStorage.removeItem(memory);
-} catch {}  // a browser that keeps nothing: the page begins at its top
-if (kept) {
-  history.scrollRestoration = "manual";
-  kept.grids.forEach((state, number) => grids[number]?.restore(state));
-  scrollTo(0, kept.top);
-}
 const minutes = Math.floor((Date.now() - Date.parse(made.querySelector("time").dateTime)) / 60000);
 if (minutes >= 5) made.append(` Not written anew for ${minutes} minutes: the sweep may have been stopped.`);
 let timer;
-const later = () => { clearTimeout(timer); timer = setTimeout(reload, wait); };
+const later = () => {
+  clearTimeout(timer);
+  timer = setTimeout(reload, 1000 * Number(made.dataset.reload));
+};
 const reload = () => {
   if (document.hidden || !getSelection().isCollapsed) return later();
   try {
-    const state = {top: scrollY, grids: grids.map(grid => grid.state())};
-    sessionStorage.setItem(memory, JSON.stringify(state));
+    const states = grids.map(grid => grid.state());
+    sessionStorage.setItem(memory, JSON.stringify({top: scrollY, states}));
   } catch {}
   location.reload();
 };

@@ -49,7 +49,7 @@ def write_dashboard(path: Path, *, title: str, jobs: Sequence[JobRow], running: 
     )
     sections = [Section("Detectors", "", [grid]), Section("Progress", "", [_progress(jobs, done, failed)])]
     if failed:
-        table = pd.DataFrame([{"job": job.directory, "reason": job.error} for job in failed])
+        table = pd.DataFrame([{"job": _name(job), "reason": job.error} for job in failed])
         sections.append(Section("Failed jobs", "The same command runs them again.", [table]))
     lead = f"{len(done)} of {len(jobs)} detectors are done, {len(failed)} failed."
     write_page(
@@ -92,7 +92,8 @@ def _table(jobs: Sequence[JobRow], values: Sequence[float | str]) -> pd.DataFram
 
 def _holes(jobs: Sequence[JobRow]) -> pd.DataFrame:
     why = {"done": figures.NOT_MEASURED, "failed": figures.FAILED}
-    return _table(jobs, [why.get(job.status, figures.TO_DO) for job in jobs])
+    table = _table(jobs, [why.get(job.status, figures.TO_DO) for job in jobs])
+    return table.fillna(figures.NO_DETECTOR)  # no job at all
 
 
 def _heatmap(jobs: Sequence[JobRow], key: str, name: str) -> go.Figure:
@@ -141,4 +142,8 @@ def _cell(job: JobRow) -> Cell:
         for name, colour in _LINES.items()
         if job.curves.get(name)
     ]
-    return Cell(f"{job.category}, step {job.step}", rows, links, curves)
+    return Cell(_name(job), rows, links, curves)
+
+
+def _name(job: JobRow) -> str:
+    return f"{job.category}, step {job.step}"
