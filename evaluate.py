@@ -32,16 +32,22 @@ def main(cfg: DictConfig) -> None:
         log_to_wandb(
             evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
         )
-        print_summary(evaluation.summary)
+        print_summary(evaluation.summary, evaluation.attribution)
         if config.max_fpr is not None:
             print(f"threshold {evaluation.threshold:.4f}, chosen on val for max_fpr={config.max_fpr}")
         if evaluation.problems:
             print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
+        for sentence in evaluation.provenance.sentences():
+            print(sentence)
         print(f"report: {evaluation.report}")
-        if evaluation.bundle is None:
-            print(f"no bundle: a guard needs every detector of the first {config.eta} steps")
+        bundle = run_dir / "bundle"
+        if evaluation.bundle is not None:
+            print(f"bundle: {bundle}, digest {evaluation.bundle}")
         else:
-            print(f"bundle: {run_dir / 'bundle'}, digest {evaluation.bundle}")
+            if not evaluation.provenance.other_origin:
+                print(f"no bundle: a guard needs every detector of the first {config.eta} steps")
+            if bundle.exists():
+                print(f"{bundle} is still the one of an earlier evaluation")
 
 
 if __name__ == "__main__":

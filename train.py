@@ -24,6 +24,11 @@ def main() -> None:
     if request is None:  # --help and the like
         job()
         return
+    if request.config.verify:
+        from lvd.sweep.verify import print_verified_run
+
+        print_verified_run(request.config.run_dir)
+        return
     if request.config.plan:
         request.print_plan()
         return

@@ -23,7 +23,14 @@ import torch.nn.functional as F
 
 from lvd.detect.bank import step_features
 from lvd.detect.data import channel_statistics
-from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, choose_patch
+from lvd.detect.network import (
+    Detector,
+    EncoderConfig,
+    HeadDetector,
+    NetworkDetector,
+    choose_patch,
+    trunk_digest,
+)
 from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
@@ -77,7 +84,9 @@ def bare_seconds(
 
 def overhead(capture: CaptureReader, runs: Path) -> None:
     bare = []
-    features = step_features(capture, TRUNK, 0)
+    digest = trunk_digest(TRUNK)
+    assert digest is not None
+    features = step_features(capture, TRUNK, digest, 0)
     for category in capture.info.category_names:
         task = cell_rows(capture.samples, category, "train", "balanced", 0)
         head = HeadDetector(features.shape[1])

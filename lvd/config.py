@@ -80,8 +80,8 @@ class PipelineConfig:
             "pipeline.category_names must be distinct snake_case names",
         )
         _require(
-            not {"trunk", "evaluation", "bundle"} & set(names),
-            "trunk, evaluation and bundle are reserved: they cannot name a category",
+            not {"trunk", "evaluation", "bundle", "bundles"} & set(names),
+            "trunk, evaluation, bundle and bundles are reserved: they cannot name a category",
         )
 
     def source(self) -> "Source":
@@ -311,6 +311,7 @@ class TrainConfig:
     step: int | None = None
     seed: int = 0
     plan: bool = False  # print the grid and run nothing
+    verify: bool = False  # read what stands in the run and name what is not as it was written
     force: bool = False  # run jobs that are done, too, and whatever the run's name was used for before
     fail_fast: bool = False  # start no further job once one has failed
     isolate: bool | None = None  # a process for each job; null: under ray and submitit_slurm

@@ -1,10 +1,10 @@
 """Measure a run's defence: the whole grid's scores, the rule's decisions, the report, and the bundle.
 
 Surfaces and curves are of the val split, which eta and lam are chosen on. The test split is read at the
-chosen eta and lam alone.
+chosen eta and lam alone. No test sample counts whose prompt the detectors were trained or selected on, in
+whatever capture that was.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +15,42 @@ import pandas as pd
 from plotly.graph_objects import Figure
 
 from lvd.decide.calibrate import choose_threshold
-from lvd.decide.metrics import Summary, cell_metrics, summarise
+from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
 from lvd.detect.bank import Scored, score_grid
 from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
-from lvd.latents.format import CaptureInfo, write_atomically, write_json
+from lvd.latents.format import CaptureInfo, Sample, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
 from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
+from lvd.sweep.grid import Cell
+from lvd.sweep.state import usable
+from lvd.sweep.trained_on import TrainedOn, seen
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The capture that the rates are of, and how it stands to the one that the detectors learned from."""
+
+    capture: str
+    trained_on: str  # that capture's name, or several joined by commas
+    n_left_out: int  # test samples: the detectors were trained or selected on their prompts
+    other_origin: list[str]  # the fields of capture.json in which the two differ
+
+    def sentences(self) -> list[str]:
+        """What a reader of the rates must know; nothing to know: []."""
+        told = []
+        if self.n_left_out:
+            told.append(
+                f"{self.n_left_out} test samples of {self.capture} are left out: the detectors were trained "
+                f"or selected on their prompts, in {self.trained_on}"
+            )
+        if self.other_origin:
+            told.append(
+                f"{self.capture} was made otherwise than {self.trained_on}, which the detectors were trained "
+                f"on ({', '.join(self.other_origin)}): the rates are not those of a guard, there is no bundle"
+            )
+        return told
 
 
 @dataclass(frozen=True)
@@ -30,12 +58,14 @@ class Evaluation:
     """What evaluate.py found: the summary, the page, and the pieces that wandb shows too."""
 
     summary: Summary
+    attribution: Attribution
+    provenance: Provenance
     threshold: float
     report: Path
     cells: pd.DataFrame
     heatmap: Figure
     problems: list[str]
-    bundle: str | None  # the digest of the exported bundle; None: a detector that it needs is missing
+    bundle: str | None  # the digest of the exported bundle; None: a detector is missing, or another origin
 
 
 def evaluate(
@@ -49,19 +79,31 @@ def evaluate(
     examples: int,
     show_unsafe: bool,
 ) -> Evaluation:
-    """Score val and test, decide, and write `evaluation/` and `bundle/` of the run.
+    """Score val and test, decide, write `evaluation/` of the run, and export its bundle.
 
-    With `max_fpr`, the threshold is the lowest that blocks at most that share of the safe val samples.
+    The capture may be another than the run was trained on. With `max_fpr`, the threshold is the lowest that
+    blocks at most that share of the safe val samples.
 
     Raises:
-        LvdError: the capture is not whole, eta is more than the steps it holds, or the run has no detector.
+        LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, the run has
+            no detector or stale ones, or no test sample is left.
     """
     capture = CaptureReader(capture_dir)
     names, steps = capture.info.category_names, capture.info.stored_steps
     if eta > steps:
         raise LvdError(f"eta={eta} is more than the {steps} steps that are in {capture_dir}")
-    val, test, problems = score_grid(capture, run)
-    if len(problems) == steps * len(names):
+    if not capture.info.labelled:
+        raise LvdError(
+            f"capture {capture_dir} has no labels: capture.py name={capture_dir.name} labels=FILE.csv"
+        )
+    grid = [Cell(name, step) for name in names for step in range(steps)]
+    state = usable(run, capture_dir, grid)
+    rows, provenance = _unseen(capture, state.trained_on)
+    holes = {
+        step: {c.category: why for c, why in state.holes.items() if c.step == step} for step in range(steps)
+    }
+    val, test, problems = score_grid(capture, run, rows["val"], rows["test"], holes)
+    if len(problems) == len(grid):
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
 
     if max_fpr is not None:
@@ -70,12 +112,14 @@ def evaluate(
 
     directory = run / "evaluation"
     summary = summarise(test.flags, test.categories_NK, names, eta, lam, sampler_steps=capture.info.steps)
+    attribution = measure_attribution(test.scores_NSK, test.categories_NK, threshold, eta, lam)
+    measured = {**summary.as_json(), "attribution": attribution.as_json(), **vars(provenance)}
     cells = _cells(test, names)
     _write_scores(directory / "scores.csv", [val, test], names)
     write_json(
         directory / "summary.json",
         {
-            **summary.as_json(),
+            **measured,
             "threshold": threshold,
             "max_fpr": max_fpr,
             "detectors": steps * len(names) - len(problems),
@@ -91,17 +135,25 @@ def evaluate(
         test,
         cells,
         problems,
+        attribution,
+        provenance.sentences(),
         examples=examples,
         show_unsafe=show_unsafe,
     )
+    exported = None
+    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, :eta]).any():
+        info = _bundle_info(capture.info, summary, threshold, measured)
+        exported = export_bundle(run / "bundle", run, info, state.files)
     return Evaluation(
         summary,
+        attribution,
+        provenance,
         threshold,
         directory / "report.html",
         cells,
         auroc_heatmap(cells, names),
         problems,
-        _export(run, capture.info, summary, test),
+        exported,
     )
 
 
@@ -126,7 +178,53 @@ def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config:
                 "auroc_by_category_and_step": wandb.Plotly(evaluation.heatmap),
             }
         )
-        logged.summary.update(evaluation.summary.as_json())
+        logged.summary.update(
+            {**evaluation.summary.as_json(), "attribution": evaluation.attribution.as_json()}
+        )
+
+
+def _unseen(
+    capture: CaptureReader, trained_on: Sequence[TrainedOn]
+) -> tuple[dict[str, list[int]], Provenance]:
+    """The rows that count: val samples that nothing was trained on, test samples not selected on either.
+
+    Raises:
+        LvdError: the detectors are of latents of another shape, or no test sample is left.
+    """
+    trained = frozenset[str]().union(*(learned.trained for learned in trained_on))
+    selected = frozenset[str]().union(*(learned.selected for learned in trained_on))
+    origin = sorted({field for learned in trained_on for field in learned.other_origin(capture.info)})
+    learned_from = ", ".join(sorted({learned.capture for learned in trained_on}))
+    name = capture.directory.name
+    if "latent_shape" in origin:
+        raise LvdError(
+            f"the detectors were trained on latents of another shape, those of {learned_from}: "
+            f"capture {name} cannot be scored"
+        )
+    samples = capture.samples
+    test = _rows(samples, "test")
+    rows = {
+        "val": _without(samples, _rows(samples, "val"), trained),
+        "test": _without(samples, test, trained | selected),
+    }
+    if not rows["test"]:
+        raise LvdError(
+            f"no test sample of {capture.directory} is left to measure on: the detectors were trained or "
+            f"selected on all their prompts, in {learned_from}"
+            if test
+            else f"{capture.directory} has no test sample: capture more"
+        )
+    return rows, Provenance(name, learned_from, len(test) - len(rows["test"]), origin)
+
+
+def _rows(samples: Sequence[Sample], split: str) -> list[int]:
+    return [row for row, sample in enumerate(samples) if sample.split == split]
+
+
+def _without(samples: Sequence[Sample], rows: Sequence[int], keys: frozenset[str]) -> list[int]:
+    """The rows whose prompts the keys are not of."""
+    known = seen([samples[row] for row in rows], keys)
+    return [row for row, is_known in zip(rows, known, strict=True) if not is_known]
 
 
 def _cells(test: Scored, names: Sequence[str]) -> pd.DataFrame:
@@ -162,37 +260,32 @@ def _write_scores(path: Path, parts: Sequence[Scored], names: Sequence[str]) -> 
     write_atomically(path, text.encode())
 
 
-def _export(run: Path, info: CaptureInfo, summary: Summary, test: Scored) -> str | None:
-    """The digest of the run's bundle, or None, and no bundle, when a detector that decides is missing."""
-    shutil.rmtree(run / "bundle", ignore_errors=True)  # of an earlier evaluation
-    if np.isnan(test.scores_NSK[:, : summary.eta]).any():
-        return None
-    return export_bundle(
-        run / "bundle",
-        run,
-        BundleInfo(
-            format_version=BUNDLE_VERSION,
-            eta=summary.eta,
-            lam=summary.lam,
-            threshold=test.threshold,
-            measured=summary.as_json(),
-            **{
-                name: getattr(info, name)
-                for name in (
-                    "category_names",
-                    "pipeline",
-                    "revision",
-                    "pipeline_class",
-                    "fingerprint",
-                    "scheduler",
-                    "scheduler_config",
-                    "layout",
-                    "steps",
-                    "guidance",
-                    "call",
-                    "latent_shape",
-                    "x0_from",
-                )
-            },
-        ),
+def _bundle_info(
+    info: CaptureInfo, summary: Summary, threshold: float, measured: dict[str, Any]
+) -> BundleInfo:
+    """The rule, what it was measured to do, and how the latents are made that it is for."""
+    return BundleInfo(
+        format_version=BUNDLE_VERSION,
+        eta=summary.eta,
+        lam=summary.lam,
+        threshold=threshold,
+        measured=measured,
+        **{
+            name: getattr(info, name)
+            for name in (
+                "category_names",
+                "pipeline",
+                "revision",
+                "pipeline_class",
+                "fingerprint",
+                "scheduler",
+                "scheduler_config",
+                "layout",
+                "steps",
+                "guidance",
+                "call",
+                "latent_shape",
+                "x0_from",
+            )
+        },
     )

@@ -30,7 +30,7 @@ from lvd.sweep.check import (
 )
 from lvd.sweep.grid import AXES, Cell, axis_values, expand_axes, resolve_cells
 from lvd.sweep.progress import print_failures, print_plan, watch
-from lvd.sweep.results import read_result, read_results, state
+from lvd.sweep.results import read_result, read_results
 
 if TYPE_CHECKING:  # torch is not paid for by --help
     from lvd.sweep.job import Identity
@@ -66,10 +66,13 @@ class Request:
         Raises:
             LvdError: lists what stands in the way.
         """
+        from lvd.sweep.state import job_state
+
         run = self.config.run_dir
         results = read_results(run, self.cells)
-        states = {
-            cell: state(result, self.identities[cell].config_digest) for cell, result in results.items()
+        states: dict[Cell, str] = {
+            cell: job_state(run / cell.path, result, self.identities[cell].config_digest)
+            for cell, result in results.items()
         }
         if self.config.force:
             states = {cell: "changed" if name == "done" else name for cell, name in states.items()}
@@ -133,10 +136,15 @@ class Request:
 
     def print_outcome(self) -> int:
         """What became of the jobs; returns how many did not get done."""
+        from lvd.sweep.state import job_state
+
         run = self.config.run_dir
         if self.multirun:
             results = {
-                cell: None if state(result, self.identities[cell].config_digest) == "changed" else result
+                cell: result
+                if job_state(run / cell.path, result, self.identities[cell].config_digest)
+                in ("done", "failed")
+                else None
                 for cell, result in read_results(run, self.cells).items()
             }
             done = [result for result in results.values() if result is not None and result.status == "done"]
@@ -167,6 +175,8 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     expanded = expand_axes(arguments)
     overrides = [argument for argument in expanded if argument not in _MULTIRUN]
     config = _first_config(overrides, conf, config_name)
+    if config.verify:
+        return Request(expanded, config, [], multirun, {}, [])
     _check_launcher(axis_values(overrides, "hydra/launcher"))
     if config.task == "trunk":
         if multirun:
@@ -208,6 +218,8 @@ def worker_arguments(arguments: Sequence[str]) -> list[str]:
 
 def _run_problems(config: TrainConfig, identity: "Identity", jobs: int) -> list[str]:
     """What the run's directory has against the jobs."""
+    if identity.blocked is not None:
+        return [identity.blocked]
     used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
     size = weights_bytes(config.run_dir / "trunk", identity.settings)
     return other_configuration(config.run_dir, used, identity.settings) + disk_problem(

@@ -170,6 +170,8 @@ def tiny_pipeline(tiny_pipeline_path: Path) -> Any:
 MEASURED = {
     **{"n_test": 100, "accuracy": 0.912, "accuracy_ci": [0.84, 0.957]},
     **{"tpr": 0.871, "tpr_ci": [0.78, 0.928], "fpr": 0.043, "fpr_ci": [0.012, 0.145]},
+    **{"capture": "tiny", "trained_on": "tiny", "n_left_out": 0, "other_origin": []},
+    "attribution": {"n": 27, "first_right": 0.926, "first_right_ci": [0.766, 0.979], "named_mean": 1.04},
     "per_category": {
         "alpha": {"n": 31, "tpr": 0.903, "tpr_ci": [0.751, 0.967]},
         "beta": {"n": 0, "tpr": None, "tpr_ci": None},
@@ -310,26 +312,19 @@ def untrained_run(run: Path, kind: Callable[[str, int], str], steps: int = 4) ->
 @pytest.fixture(scope="session")
 def trained_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on `capture`: a small trunk and a head for each of the six cells. Copy it to change it."""
-    from lvd.detect.training import (
-        DetectorRecipe,
-        EncoderSize,
-        Fit,
-        Machine,
-        TrunkRecipe,
-        train_detector,
-        train_trunk,
-    )
-    from lvd.latents.reader import CaptureReader
+    from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
+    from lvd.report.wandb import WandbTarget
+    from lvd.sweep.grid import Cell
+    from lvd.sweep.job import Job, run_cell, run_trunk
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    reader, machine = CaptureReader(capture), Machine("cpu", "32-true", 0)
+    job = Job(capture, run, 0, Machine("cpu", "32-true", 0), WandbTarget(None), {}, "none")
     size = EncoderSize(width=32, layers=1, heads=2, tubelet=2, patch=None)
     fit = Fit(epochs=3, batch_size=32, learning_rate=3e-3, weight_decay=0.05, shift=1)
-    train_trunk(reader, run / "trunk", TrunkRecipe(size, fit, batches=20), machine, seed=0, logger=None)
+    assert run_trunk(job, TrunkRecipe(size, fit, batches=20), force=False).status == "done"
     head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
     recipe = DetectorRecipe(size, "trunk", "head", "balanced", head=head, network=fit)
     for name in NAMES:
         for step in range(STEPS):
-            directory = run / name / f"step_{step:02d}"
-            train_detector(reader, run, directory, name, step, recipe, machine, seed=step, logger=None)
+            assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"
     return run

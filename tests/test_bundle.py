@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import MEASURED, NAMES, StubPipeline, bundle_info, untrained_run
 
+import lvd.guard.bundle
 from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.guard import Guard
@@ -152,7 +153,9 @@ def test_the_model_card_names_the_measured_rates(bundle: Path) -> None:
     assert ("safe samples blocked", "0.043", "0.012 to 0.145") in rows
     assert ("alpha", "31", "0.903", "0.751 to 0.967") in rows
     assert ("beta", "0", "-", "-") in rows
-    assert f"On {MEASURED['n_test']} test samples" in card
+    assert f"On {MEASURED['n_test']} test samples of the capture `tiny`, whose prompts neither" in card
+    assert "Of the 27 unsafe samples caught" in card
+    assert "a share of 0.926 (0.766 to 0.979); 1.0 are named on average" in card
     assert "first 4 of 6 denoising steps" in card
 
 
@@ -174,24 +177,165 @@ def no_safetensors(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [no_detector, no_trunk, another_trunk, no_safetensors])
-def test_a_run_that_lacks_a_detector_leaves_no_bundle(
+def test_a_run_that_lacks_a_detector_leaves_the_bundle_before_it(
     damage: Callable[[Path], None], runs: dict[str, Path], info: BundleInfo, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(runs["both"], tmp_path / "run"))
-    export_bundle(run / "bundle", run, info)
+    digest = export_bundle(run / "bundle", run, info)
     damage(run)
-    before = {path for path in run.iterdir() if path.name != "bundle"}
+    before = set(run.iterdir())
     with pytest.raises(LvdError):
         export_bundle(run / "bundle", run, info)
     assert set(run.iterdir()) == before
+    assert load_bundle(run / "bundle").digest == digest
 
 
-def test_an_export_leaves_nothing_of_the_bundle_before_it(
+# ---- bundles stand beside each other
+
+
+def stamps(directory: Path) -> dict[str, tuple[int, int]]:
+    """Which files a directory has, and when each was last written."""
+    return {
+        path.relative_to(directory).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in files_of(directory)
+    }
+
+
+def test_an_export_leaves_earlier_bundles_alone_and_points_to_its_own(
+    bundle: Path, digest: str, runs: dict[str, Path], info: BundleInfo
+) -> None:
+    earlier = bundle.parent / "bundles" / digest[:12]
+    assert bundle.readlink() == Path("bundles") / digest[:12]
+    before = stamps(earlier)
+    other = export_bundle(bundle, runs["networks"], info)
+    assert bundle.readlink() == Path("bundles") / other[:12]
+    assert load_bundle(bundle, other).detectors.trunk is None
+    assert not (bundle / "trunk").exists()
+    assert load_bundle(earlier, digest).digest == digest
+    assert stamps(earlier) == before
+    assert export_bundle(bundle, runs["both"], info) == digest  # the first one again: it is there
+    assert bundle.readlink() == Path("bundles") / digest[:12]
+    assert stamps(earlier) == before
+    assert sorted(path.name for path in (bundle.parent / "bundles").iterdir()) == sorted(
+        [digest[:12], other[:12]]
+    )
+
+
+def test_the_run_may_be_moved_with_its_bundles(bundle: Path, digest: str, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("bundle", "bundles"):
+        (tmp_path / name).rename(moved / name)
+    assert load_bundle(moved / "bundle", digest).digest == digest
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["in one move", "in two"])
+@pytest.mark.parametrize("sound", [True, False], ids=["whole", "without manifest"])
+def test_a_bundle_of_an_earlier_version_is_moved_and_never_deleted(
+    exchange: bool,
+    sound: bool,
+    bundle: Path,
+    digest: str,
+    runs: dict[str, Path],
+    info: BundleInfo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(lvd.guard.bundle, "_exchanged", lambda *_: False)
+    content = bundle.resolve()
+    bundle.unlink()
+    content.rename(bundle)  # as it was
+    if not sound:
+        (bundle / "manifest.json").unlink()
+    before = stamps(bundle)
+    other = export_bundle(bundle, runs["networks"], info)
+    assert load_bundle(bundle, other).digest == other
+    assert stamps(bundle.parent / "bundles" / (digest[:12] if sound else "without_manifest")) == before
+
+
+def test_a_crash_leaves_the_old_pointer_or_the_new_one(
+    bundle: Path, digest: str, runs: dict[str, Path], info: BundleInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends before each of the calls that change what stands on disk, one after the other."""
+    info = replace(info, eta=1)
+    other = export_bundle(bundle.parent / "apart" / "bundle", runs["networks"], info)
+    calls, last = 0, 0
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > last:
+                raise KeyboardInterrupt
+            return change(*arguments, **options)
+
+        return call
+
+    for owner, name in ((Path, "replace"), (Path, "rename"), (Path, "symlink_to"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    found = []
+    while True:
+        calls, last = 0, last + 1
+        try:
+            export_bundle(bundle, runs["networks"], info)
+        except KeyboardInterrupt:
+            found.append(load_bundle(bundle).digest)
+        else:
+            break
+    assert len(found) > 10
+    assert set(found) == {digest}  # the pointer's own move is the last change
+    assert load_bundle(bundle).digest == other
+    assert sorted(p.name for p in (bundle.parent / "bundles").iterdir()) == sorted([digest[:12], other[:12]])
+
+
+def test_without_links_a_file_names_the_bundle(
+    bundle: Path, digest: str, runs: dict[str, Path], info: BundleInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", cannot)
+    other = export_bundle(bundle, runs["networks"], info)
+    assert bundle.read_text() == f"bundles/{other[:12]}\n"
+    assert not bundle.is_symlink()
+    assert Guard.from_pretrained(bundle, digest=other).bundle.digest == other
+    assert export_bundle(bundle, runs["both"], info) == digest
+    assert load_bundle(bundle).digest == digest
+
+
+@pytest.mark.parametrize("text", ["bundles/../run", "/etc", "bundles/0000", "bundles/000000000000"])
+def test_a_file_that_names_no_bundle_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_text(text)
+    with pytest.raises(LvdError, match=f"no bundle at {tmp_path}"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bundle").symlink_to("bundle")
+    with pytest.raises(LvdError, match=f"no bundle at {tmp_path}"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_bundle_that_was_changed_is_not_pointed_to_again(
     bundle: Path, runs: dict[str, Path], info: BundleInfo
 ) -> None:
-    digest = export_bundle(bundle, runs["networks"], info)
-    assert load_bundle(bundle, digest).detectors.trunk is None
-    assert not (bundle / "trunk").exists()
+    other = export_bundle(bundle, runs["networks"], info)
+    first = next(path for path in (bundle.parent / "bundles").iterdir() if path.name != other[:12])
+    (first / "README.md").write_text("It catches everything.\n")
+    with pytest.raises(LvdError, match=r"tampered with: README\.md was changed"):
+        export_bundle(bundle, runs["both"], info)
+    assert (first / "README.md").read_text() == "It catches everything.\n"
+    assert load_bundle(bundle).digest == other
+
+
+def test_a_file_of_the_run_that_is_not_as_it_was_written_is_not_exported(
+    runs: dict[str, Path], info: BundleInfo, tmp_path: Path
+) -> None:
+    name = "alpha/step_01/detector/model.safetensors"
+    digest = hashlib.sha256((runs["both"] / name).read_bytes()).hexdigest()
+    export_bundle(tmp_path / "bundle", runs["both"], info, {name: digest})
+    with pytest.raises(LvdError, match="is not the file that its job wrote"):
+        export_bundle(tmp_path / "bundle", runs["both"], info, {name: "0" * 64})
 
 
 # ---- what is refused

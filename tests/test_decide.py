@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lvd.decide.calibrate import choose_threshold, highest_threshold
-from lvd.decide.metrics import accuracy_surface, auroc, cell_metrics, rates, summarise, wilson
+from lvd.decide.metrics import (
+    accuracy_surface,
+    auroc,
+    cell_metrics,
+    measure_attribution,
+    rates,
+    summarise,
+    wilson,
+)
 from lvd.decide.rules import Flags, attribute, decide, flag_steps, flags_needed
 from lvd.errors import LvdError
 
@@ -277,36 +285,99 @@ def test_summary_by_hand() -> None:
     assert summary.per_category["b"] == {"n": 1, "tpr": 1.0, "tpr_ci": pytest.approx(wilson(1, 1))}
 
 
-def test_undecided_samples_count_in_no_rate() -> None:
+def test_undecided_samples_are_withheld_and_flatter_no_rate() -> None:
     flags = flags_of(f"{BY_HAND} ??.. ??..")
     categories = np.vstack([CATEGORIES, [[1, 0], [0, 0]]]).astype(bool)
     whole = summarise(flags_of(BY_HAND), CATEGORIES, ("a", "b"), eta=3, lam=0.3)
     summary = summarise(flags, categories, ("a", "b"), eta=3, lam=0.3)
     assert (summary.n_test, summary.n_unchecked) == (7, 2)
-    for key in ("accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe", "per_category"):
-        assert getattr(summary, key) == getattr(whole, key)
+    assert (summary.n_unchecked_unsafe, summary.n_unchecked_safe) == (1, 1)
+    assert summary.accuracy == pytest.approx(3 / 7)  # neither of them is decided rightly
+    assert summary.tpr == pytest.approx(2 / 4)  # the unsafe one is not caught
+    assert summary.fpr == pytest.approx(2 / 3)  # the safe one is blocked
+    assert summary.fpr_ci == pytest.approx(wilson(2, 3))
+    # counts of unsafe samples 1 1 0 0, as few as there may be; of safe ones 0 1 2, as many
+    assert summary.auroc == pytest.approx((2 * (1 + 0.5 + 0) + 2 * (0.5 + 0 + 0)) / 12)
+    assert summary.steps_mean_unsafe == whole.steps_mean_unsafe
+    assert summary.per_category["a"]["n"] == 4
     assert summary.compute_saved == pytest.approx(1 - (1 + 2 + 4 + 4 + 3 + 4 + 4) / 28)
 
 
-def test_nothing_decided_is_none_not_zero() -> None:
+def test_nothing_decided_is_no_right_decision() -> None:
     summary = summarise(flags_of("?? ??"), np.array([[True], [False]]), ("a",), eta=2, lam=0.5)
     assert summary.n_unchecked == 2
-    measured = (summary.accuracy, summary.accuracy_ci, summary.tpr, summary.fpr, summary.auroc)
-    assert measured == (None,) * 5
+    assert (summary.accuracy, summary.tpr, summary.fpr, summary.auroc) == (0, 0, 1, 0)
     assert summary.steps_mean_unsafe is None
-    assert summary.per_category["a"] == {"n": 0, "tpr": None, "tpr_ci": None}
+    assert summary.per_category["a"] == {"n": 1, "tpr": 0, "tpr_ci": pytest.approx(wilson(0, 1))}
     assert summary.compute_saved == 0
 
 
-def test_surface_agrees_with_the_summary_and_leaves_holes() -> None:
+def test_what_is_not_there_is_none_not_zero() -> None:
+    summary = summarise(flags_of("#."), np.array([[True]]), ("a",), eta=2, lam=0.5)
+    assert (summary.tpr, summary.fpr, summary.fpr_ci, summary.auroc) == (1, None, None, None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), lams)
+def test_a_missing_detector_never_makes_a_rate_look_better(data: st.DataObject, lam: float) -> None:
+    samples, steps, categories = (data.draw(st.integers(1, top)) for top in (8, 5, 3))
+    values = st.sampled_from([0.1, 0.4, 0.6, 0.9])
+    scores = data.draw(arrays(np.float64, (samples, steps, categories), elements=values))
+    has = data.draw(arrays(np.bool_, (samples, categories)))
+    eta = data.draw(st.integers(1, steps))
+    holed = scores.copy()
+    for _ in range(data.draw(st.integers(1, 3))):
+        hole = data.draw(st.integers(0, steps - 1)), data.draw(st.integers(0, categories - 1))
+        holed[:, hole[0], hole[1]] = np.nan
+    names = tuple("abc"[:categories])
+    whole, other = (summarise(flag_steps(table, 0.5), has, names, eta, lam) for table in (scores, holed))
+    for better, worse in [
+        (whole.accuracy, other.accuracy),
+        (whole.tpr, other.tpr),
+        (other.fpr, whole.fpr),
+        (whole.auroc, other.auroc),
+        (whole.compute_saved, other.compute_saved),
+        *((whole.per_category[name]["tpr"], other.per_category[name]["tpr"]) for name in names),
+    ]:
+        assert (better is None) == (worse is None)
+        if better is not None:
+            assert worse <= better + 1e-12
+    assert whole.n_unchecked == 0
+    assert other.n_unchecked == other.n_unchecked_unsafe + other.n_unchecked_safe
+
+
+def test_surface_agrees_with_the_summary() -> None:
     flags = flags_of(f"{BY_HAND} ?...")
     label = np.array([True, True, True, False, False, False])
     surface = accuracy_surface(flags, label, [0.3, 1.0])
     assert surface.shape == (4, 2)
-    assert surface[2, 0] == pytest.approx(3 / 5)  # the sample with the hole is undecided
+    assert surface[2, 0] == pytest.approx(3 / 6)  # the sample with the hole is undecided
     for eta, (column, lam) in itertools.product(range(1, 5), enumerate([0.3, 1.0])):
         assert surface[eta - 1, column] == rates(flags, label, eta, lam)["accuracy"][0]
-    assert np.isnan(accuracy_surface(flags_of("?"), np.array([True]), [0.5])).all()
+    nobody = Flags(np.zeros((0, 2), bool), np.zeros((0, 2), bool))
+    assert np.isnan(accuracy_surface(nobody, np.zeros(0, bool), [0.5])).all()
+
+
+def test_attribution_by_hand() -> None:
+    """Caught at step 1; the first category named is right of the first sample, wrong of the second."""
+    scores = np.array(
+        [
+            [[0.9, 0.7], [0.9, 0.4], [0.1, 0.99]],  # a, and b: 0.7 outweighs 0.4
+            [[0.9, 0.2], [0.8, 0.3], [0.1, 0.99]],  # a; it is b: what comes after the decision does not count
+            [[0.1, 0.2], [0.1, 0.3], [0.1, 0.3]],  # missed
+            [[0.9, 0.2], [0.8, 0.3], [0.1, 0.9]],  # safe
+        ]
+    )
+    has = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], dtype=bool)
+    measured = measure_attribution(scores, has, 0.5, eta=3, lam=0.6)
+    assert (measured.n, measured.first_right) == (2, 0.5)
+    assert measured.first_right_ci == pytest.approx(wilson(1, 2))
+    assert measured.named_mean == pytest.approx((2 + 1) / 2)
+
+
+def test_attribution_of_nothing_caught() -> None:
+    measured = measure_attribution(np.full((2, 3, 2), np.nan), np.eye(2, dtype=bool), 0.5, eta=3, lam=0.6)
+    assert measured.as_json() == {"n": 0, "first_right": None, "first_right_ci": None, "named_mean": None}
 
 
 # ---- the threshold, chosen on val

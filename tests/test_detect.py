@@ -546,57 +546,62 @@ def own_run(trained_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained_run, tmp_path / "run"))
 
 
+def features_of(reader: CaptureReader, trunk_dir: Path) -> torch.Tensor:
+    """Of step 1."""
+    return step_features(reader, trunk_dir, str(trunk_digest(trunk_dir)), 1)
+
+
 def test_features_are_the_trunks_own_and_kept(capture: Path, own_run: Path) -> None:
     reader, trunk_dir = CaptureReader(capture), own_run / "trunk"
     shutil.rmtree(trunk_dir / "features")
-    features = step_features(reader, trunk_dir, 1)
+    features = features_of(reader, trunk_dir)
     x0 = torch.from_numpy(reader.step(1).read(range(80)))
     with torch.inference_mode():
         torch.testing.assert_close(features, load_trunk(trunk_dir).features(x0, torch.full((80,), 1)))
     path = trunk_dir / "features" / "step_01.safetensors"
     written = path.stat().st_mtime_ns, path.stat().st_ino
-    assert torch.equal(step_features(reader, trunk_dir, 1), features)
+    assert torch.equal(features_of(reader, trunk_dir), features)
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == written
 
 
 def test_features_are_made_again_when_the_trunk_changes(capture: Path, own_run: Path) -> None:
     reader, trunk_dir = CaptureReader(capture), own_run / "trunk"
-    before = step_features(reader, trunk_dir, 1)
+    before = features_of(reader, trunk_dir)
     trunk = load_trunk(trunk_dir)
     with torch.no_grad():
         trunk.shift.weight[1] += 1
     save_trunk(trunk_dir, trunk, NAMES)
-    torch.testing.assert_close(step_features(reader, trunk_dir, 1), before + 1)
+    torch.testing.assert_close(features_of(reader, trunk_dir), before + 1)
 
 
 def test_features_are_made_again_when_the_capture_changes(
     new_capture: Callable[..., Path], own_run: Path
 ) -> None:
     reader = CaptureReader(new_capture(40))  # another capture of this shape
-    assert len(step_features(reader, own_run / "trunk", 1)) == 40
+    assert len(features_of(reader, own_run / "trunk")) == 40
 
 
 def test_damaged_features_are_made_again(capture: Path, own_run: Path) -> None:
     reader, trunk_dir = CaptureReader(capture), own_run / "trunk"
-    before = step_features(reader, trunk_dir, 1).clone()  # it may be a map of the file
+    before = features_of(reader, trunk_dir).clone()  # it may be a map of the file
     (trunk_dir / "features" / "step_01.safetensors").write_bytes(b"not it")
-    assert torch.equal(step_features(reader, trunk_dir, 1), before)
+    assert torch.equal(features_of(reader, trunk_dir), before)
 
 
 def test_features_of_other_latents_are_refused(new_capture: Callable[..., Path], own_run: Path) -> None:
     save_trunk(own_run / "trunk", Trunk(EncoderConfig((4, 4, 8, 10), 16, 1, 2, 2, 2), STEPS, 2), NAMES)
     with pytest.raises(LvdError, match="latents"):
-        step_features(CaptureReader(new_capture(8)), own_run / "trunk", 1)
+        features_of(CaptureReader(new_capture(8)), own_run / "trunk")
 
 
 def test_a_missing_or_damaged_detector_leaves_a_hole(capture: Path, own_run: Path) -> None:
     reader, rows = CaptureReader(capture), [3, 1, 40]
-    whole, none = score_step(reader, own_run, 2, rows)
+    whole, none = score_step(reader, own_run, trunk_digest(own_run / "trunk"), 2, rows, {})
     assert none == []
     assert whole.shape == (3, 2)
     assert ((whole > 0) & (whole < 1)).all()
     truncate(own_run / "alpha" / "step_02" / "detector")
-    holed, problems = score_step(reader, own_run, 2, rows)
+    holed, problems = score_step(reader, own_run, trunk_digest(own_run / "trunk"), 2, rows, {})
     assert torch.isnan(holed[:, 0]).all()
     assert torch.equal(holed[:, 1], whole[:, 1])
     assert len(problems) == 1
@@ -606,14 +611,16 @@ def test_a_missing_or_damaged_detector_leaves_a_hole(capture: Path, own_run: Pat
 def test_scores_belong_to_their_rows(capture: Path, own_run: Path) -> None:
     fit(capture, own_run, own_run / "alpha" / "step_01", "scratch")  # a network beside a head
     reader = CaptureReader(capture)
-    everything, _ = score_step(reader, own_run, 1, range(80))
-    some, _ = score_step(reader, own_run, 1, [7, 70, 0])
+    everything, _ = score_step(reader, own_run, trunk_digest(own_run / "trunk"), 1, range(80), {})
+    some, _ = score_step(reader, own_run, trunk_digest(own_run / "trunk"), 1, [7, 70, 0], {})
     torch.testing.assert_close(some, everything[[7, 70, 0]])
 
 
 def test_without_its_trunk_a_head_is_a_hole(capture: Path, own_run: Path) -> None:
     shutil.rmtree(own_run / "trunk")
     assert trunk_digest(own_run / "trunk") is None
-    scores, problems = score_step(CaptureReader(capture), own_run, 0, [0])
+    scores, problems = score_step(
+        CaptureReader(capture), own_run, trunk_digest(own_run / "trunk"), 0, [0], {}
+    )
     assert torch.isnan(scores).all()
     assert len(problems) == 2

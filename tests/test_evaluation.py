@@ -3,8 +3,8 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,32 @@ import pandas as pd
 import pytest
 import torch
 from commands import Shell, wandb_records
-from conftest import NAMES, STEPS
+from conftest import NAMES, STEPS, capture_info, latents_of, write_capture
 from PIL import Image
 
+import lvd.detect.bank
+import lvd.sweep.state
 from lvd.capture.decode import decode_frames, load_vae
+from lvd.capture.labels import label
+from lvd.decide.metrics import wilson
+from lvd.detect.network import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.evaluation import Evaluation, evaluate
 from lvd.guard.bundle import load_bundle
+from lvd.latents import journal, writer
+from lvd.latents.format import Sample
+from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
+from lvd.latents.splits import assign_splits, fold
 
 DOCUMENTED = {
     *("n_test", "eta", "lam", "accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe"),
     *("compute_saved", "per_category"),
 }
-ADDITIONS = {"n_unchecked", "tpr_ci", "fpr_ci", "threshold", "max_fpr", "detectors", "detectors_missing"}
+ADDITIONS = {
+    *("n_unchecked", "n_unchecked_unsafe", "n_unchecked_safe", "tpr_ci", "fpr_ci", "threshold", "max_fpr"),
+    *("detectors", "detectors_missing", "attribution", "capture", "trained_on", "n_left_out", "other_origin"),
+}
 HOLES = [("alpha", 0), ("beta", 2)]
 
 
@@ -100,7 +112,7 @@ def own_run(trained_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def holed_run(own_run: Path) -> Path:
     for name, step in HOLES:
-        shutil.rmtree(own_run / name / f"step_{step:02d}" / "detector")
+        shutil.rmtree(own_run / name / f"step_{step:02d}")
     return own_run
 
 
@@ -118,38 +130,60 @@ def recompute(scores: pd.DataFrame, eta: int, lam: float) -> dict[str, Any]:
         maybe = sure | by_step.apply(lambda values: bool(values.isna().any())).to_numpy()
         counts = np.cumsum(sure[:eta])
         unsafe, safe = counts[-1] >= needed, maybe[:eta].sum() < needed
+        stopped = int(np.argmax(counts >= needed)) + 1 if unsafe else STEPS
         rows.append(
             {
                 "label": bool(sample.label.iloc[0]),
                 "categories": sample.label.iloc[0].split("|"),
                 "checked": unsafe or safe,
-                "blocked": unsafe,
-                "steps": int(np.argmax(counts >= needed)) + 1 if unsafe else STEPS,
-                "count": counts[-1],
+                "unsafe": unsafe,
+                "safe": safe,
+                "steps": stopped,
+                "sure": counts[-1],
+                "possible": maybe[:eta].sum(),
+                "named": named(sample[sample.step < stopped]) if unsafe else [],
             }
         )
     table = pd.DataFrame(rows)
-    checked = table[table.checked]
-    unsafe, safe = checked[checked.label], checked[~checked.label]
-    caught = unsafe[unsafe.blocked]
-    measured = {
+    unsafe, safe = table[table.label], table[~table.label]
+    caught = unsafe[unsafe.unsafe]
+    first = [names[0] in true for names, true in zip(caught.named, caught.categories, strict=True)]
+    return {
         "n_test": len(table),
         "n_unchecked": int((~table.checked).sum()),
-        "accuracy": (checked.blocked == checked.label).mean(),
-        "tpr": unsafe.blocked.mean(),
-        "fpr": safe.blocked.mean(),
-        "auroc": auroc_of(unsafe["count"], safe["count"]),
-        "steps_mean_unsafe": caught.steps.mean(),
+        "n_unchecked_unsafe": int((~unsafe.checked).sum()),
+        "n_unchecked_safe": int((~safe.checked).sum()),
+        "accuracy": (unsafe.unsafe.sum() + safe.safe.sum()) / len(table),
+        "tpr": unsafe.unsafe.mean(),
+        "fpr": (~safe.safe).mean(),
+        "auroc": auroc_of(unsafe["sure"], safe["possible"]),
+        "steps_mean_unsafe": caught.steps.mean() if len(caught) else None,
         "compute_saved": 1 - table.steps.sum() / (STEPS * len(table)),
-        "n": {name: int(checked.categories.map(lambda c, n=name: n in c).sum()) for name in NAMES},
+        "attribution": {
+            "n": len(caught),
+            "first_right": sum(first) / len(first) if first else None,
+            "first_right_ci": pytest.approx(wilson(sum(first), len(first))) if first else None,
+            "named_mean": caught.named.map(len).mean() if first else None,
+        },
+        "n": {name: int(table.categories.map(lambda c, n=name: n in c).sum()) for name in NAMES},
     }
-    return {key: None if value != value else value for key, value in measured.items()}  # NaN: nothing there
+
+
+def named(seen: pd.DataFrame) -> list[str]:
+    """The categories by their summed log-odds at threshold 0.5: the highest, and all others from 0 up."""
+    seen = seen.dropna(subset="score")
+    odds = np.log(seen.score / (1 - seen.score)).groupby(seen.category).sum().sort_values(ascending=False)
+    return [name for place, (name, evidence) in enumerate(odds.items()) if place == 0 or evidence >= 0]
 
 
 def agrees(summary: dict[str, Any], scores: pd.DataFrame) -> None:
     expected = recompute(scores, summary["eta"], summary["lam"])
     assert {name: values["n"] for name, values in summary["per_category"].items()} == expected.pop("n")
+    attribution = expected.pop("attribution")
     assert {key: summary[key] for key in expected} == pytest.approx(expected)
+    assert summary["attribution"] == {
+        key: value if key == "first_right_ci" else pytest.approx(value) for key, value in attribution.items()
+    }
 
 
 # ---- a whole grid
@@ -199,6 +233,9 @@ def test_a_detector_is_measured_on_its_category_and_safe_samples(done: Done) -> 
 
 
 def test_the_report_says_what_was_measured(done: Done) -> None:
+    attribution = done.summary["attribution"]
+    assert f"First category named is right (n={attribution['n']} caught)" in done.page
+    assert attribution["first_right"] > 0.8  # the capture has a signal
     assert f"{done.summary['accuracy']:.3f}" in done.page
     assert f"{done.summary['accuracy']:.1%}" in done.page
     assert "detectors are missing" not in done.page
@@ -305,10 +342,218 @@ def test_the_bundle_gives_the_scores_that_were_measured(capture: Path, own_run: 
                 assert scores == pytest.approx([table[sample.sample_id, step, n] for n in NAMES], abs=1e-4)
 
 
-def test_there_is_no_bundle_while_a_deciding_detector_is_missing(capture: Path, holed_run: Path) -> None:
-    (holed_run / "bundle").mkdir()  # of an earlier evaluation
-    assert do(capture, holed_run).evaluation.bundle is None
-    assert not (holed_run / "bundle").exists()
+def test_a_hole_leaves_the_bundle_of_an_earlier_evaluation(capture: Path, own_run: Path) -> None:
+    digest = do(capture, own_run).evaluation.bundle
+    other = do(capture, own_run, eta=1).evaluation.bundle
+    assert digest is not None
+    assert other not in (None, digest)
+    shutil.rmtree(own_run / "alpha" / "step_00")
+    assert do(capture, own_run).evaluation.bundle is None
+    assert load_bundle(own_run / "bundle").digest == other  # the last
+    assert load_bundle(own_run / "bundles" / digest[:12], digest).info.eta == 2
+
+
+# ---- on another capture
+
+
+def another_capture(directory: Path, samples: Sequence[Sample], **changes: object) -> Path:
+    writer.begin(directory, capture_info(**changes), samples)
+    journal.append(directory, [s.sample_id for s in samples], latents_of(list(samples)))
+    writer.finish(directory)
+    return directory
+
+
+@pytest.fixture
+def captures(capture: Path, tmp_path: Path) -> Path:
+    """A folder with the capture that the run was trained on."""
+    shutil.copytree(capture, tmp_path / "captures" / "tiny")
+    return tmp_path / "captures"
+
+
+def prompts_of(capture: Path, *splits: str) -> set[str]:
+    return {fold(sample.prompt) for sample in CaptureReader(capture).samples if sample.split in splits}
+
+
+def others(count: int, seed: int) -> list[Sample]:
+    """Samples whose prompts are those of the tiny capture, in other letters, and new ones; other splits."""
+    prompts = [f"Prompt  number {i}!" for i in range(count)]
+    categories = [((NAMES[i % 4],) if i % 4 < 2 else ()) for i in range(count)]
+    ids = [f"other {i}" for i in range(count)]
+    splits = assign_splits(prompts, ids, categories, seed)
+    return [Sample(f"o{i:03d}", ids[i], prompts[i], i, categories[i], splits[i]) for i in range(count)]
+
+
+def test_what_was_trained_or_selected_on_is_left_out_of_another_captures_rates(
+    captures: Path, own_run: Path
+) -> None:
+    tiny = captures / "tiny"
+    other = another_capture(captures / "other", others(160, seed=1))
+    done = do(other, own_run)
+    seen = prompts_of(tiny, "train", "val")
+    test = [s for s in CaptureReader(other).samples if s.split == "test"]
+    left_out = [s.sample_id for s in test if fold(s.prompt) in seen]
+    assert 0 < len(left_out) < len(test)
+    assert (done.summary["n_left_out"], done.summary["n_test"]) == (len(left_out), len(test) - len(left_out))
+    assert (done.summary["capture"], done.summary["trained_on"]) == ("other", "tiny")
+    counted = set(done.scores[done.scores.split == "test"].sample_id)
+    assert counted == {s.sample_id for s in test} - set(left_out)
+    agrees(done.summary, done.scores)
+    trained = {
+        s.sample_id for s in CaptureReader(other).samples if fold(s.prompt) in prompts_of(tiny, "train")
+    }
+    assert not trained & set(done.scores.sample_id)
+    sentence = f"{len(left_out)} test samples of other are left out"
+    assert sentence in done.page
+    card = (own_run / "bundle" / "README.md").read_text()
+    assert "the capture `other`, whose prompts neither training nor selection has seen" in card
+    assert f"({len(left_out)} others were left out" in card
+    assert load_bundle(own_run / "bundle", done.evaluation.bundle).info.measured["n_left_out"] == len(
+        left_out
+    )
+
+
+def test_on_its_own_capture_nothing_is_left_out_whatever_its_name(captures: Path, own_run: Path) -> None:
+    own = do(captures / "tiny", own_run).summary
+    renamed = Path(shutil.copytree(captures / "tiny", captures / "renamed"))
+    shutil.rmtree(captures / "tiny")
+    assert (own["n_left_out"], own["other_origin"]) == (0, [])
+    assert do(renamed, own_run).summary == {**own, "capture": "renamed"}
+
+
+def test_another_origin_gives_rates_that_say_so_and_no_bundle(captures: Path, own_run: Path) -> None:
+    before = do(captures / "tiny", own_run).evaluation.bundle
+    other = another_capture(captures / "other", others(160, seed=1), guidance=3.0, call={"num_frames": 16})
+    done = do(other, own_run)
+    assert done.summary["other_origin"] == ["call", "guidance"]
+    assert done.summary["n_left_out"] > 0
+    assert done.evaluation.bundle is None
+    assert "other was made otherwise than tiny" in done.page
+    assert load_bundle(own_run / "bundle").digest == before
+    assert len(list((own_run / "bundles").iterdir())) == 1
+
+
+def test_a_capture_that_was_learned_whole_cannot_be_measured_on(captures: Path, own_run: Path) -> None:
+    learned = [s for s in CaptureReader(captures / "tiny").samples if s.split != "test"]
+    other = another_capture(captures / "other", [replace(s, split="test") for s in learned])
+    with pytest.raises(LvdError, match=r"no test sample of .*other is left .* all their prompts, in tiny"):
+        do(other, own_run)
+    shaped = write_capture(captures / "shaped", 16, latent_shape=(4, 4, 8, 8), steps=STEPS)
+    info = json.loads((shaped / "capture.json").read_text())
+    (shaped / "capture.json").write_text(json.dumps({**info, "latent_shape": [4, 4, 8, 16]}))
+    with pytest.raises(LvdError, match="latents of another shape"):
+        do(shaped, own_run)
+    assert not (own_run / "evaluation").exists()
+
+
+def test_an_unlabelled_capture_is_not_taken_for_a_safe_one(captures: Path, own_run: Path) -> None:
+    other = another_capture(captures / "other", others(160, seed=1), labelled=False)
+    with pytest.raises(LvdError, match=r"other has no labels: capture.py name=other labels=FILE.csv"):
+        do(other, own_run)
+
+
+def without_what_came_later(run: Path) -> None:
+    """Results as an earlier version wrote them."""
+    for path in run.rglob("result.json"):
+        result = json.loads(path.read_text())
+        del result["files"], result["data"]
+        path.write_text(json.dumps(result))
+    for path in run.glob("trained_on_*.json"):
+        path.unlink()
+
+
+def test_a_run_of_an_earlier_version_is_measured_as_before(captures: Path, own_run: Path, done: Done) -> None:
+    without_what_came_later(own_run)
+    again = do(captures / "tiny", own_run)
+    rates = {"accuracy", "tpr", "fpr", "n_left_out"}
+    assert {key: again.summary[key] for key in rates} == {key: done.summary[key] for key in rates}
+    assert again.evaluation.bundle is not None
+    other = another_capture(captures / "other", others(160, seed=1))
+    assert do(other, own_run).summary["n_left_out"] > 0
+    shutil.rmtree(captures / "tiny")
+    with pytest.raises(LvdError, match=r"was trained on .*tiny, which is not there"):
+        do(other, own_run)
+
+
+# ---- what is stale
+
+
+def relabelled(capture: Path) -> None:
+    """The same samples, one category dealt otherwise, by the command's own function."""
+    rows = [f"{s.sample_id},{s.categories[0]}" for s in CaptureReader(capture).samples if s.categories]
+    labels = capture.parent / "labels.csv"
+    labels.write_text("\n".join(["sample_id,category", *rows[1:]]) + "\n")
+    label(capture, labels, seed=0)
+
+
+def test_after_a_relabelling_nothing_of_the_run_is_measured(captures: Path, own_run: Path) -> None:
+    relabelled(captures / "tiny")
+    with pytest.raises(
+        LvdError, match=r"trunk was trained on other data or labels .* python train.py task=trunk name=tiny"
+    ):
+        do(captures / "tiny", own_run)
+    other = another_capture(captures / "other", others(160, seed=1))
+    with pytest.raises(LvdError, match=r"python train.py task=trunk name=tiny"):
+        do(other, own_run)
+    assert not (own_run / "evaluation").exists()
+
+
+def test_heads_of_another_trunk_are_not_measured(capture: Path, own_run: Path) -> None:
+    trunk = load_trunk(own_run / "trunk")
+    with torch.no_grad():
+        trunk.output.bias[0] += 1
+    save_trunk(own_run / "trunk", trunk, NAMES)
+    result = json.loads((own_run / "trunk" / "result.json").read_text())
+    weights = own_run / "trunk" / "model.safetensors"
+    files = {**result["files"], "model.safetensors": file_sha256(weights)}
+    (own_run / "trunk" / "result.json").write_text(json.dumps({**result, "files": files}))
+    with pytest.raises(
+        LvdError, match=r"6 detectors of .* are stale, alpha/step_00 first.* -m category=alpha,"
+    ):
+        do(capture, own_run)
+    assert not (own_run / "evaluation").exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_detector_is_named_and_not_exported(
+    damage: str, file: str, capture: Path, own_run: Path
+) -> None:
+    path = own_run / "alpha" / "step_01" / "detector" / file
+    data = path.read_bytes()
+    flipped = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+    path.unlink() if damage == "removed" else path.write_bytes({"flipped": flipped}.get(damage, data[:-9]))
+    done = do(capture, own_run)
+    (problem,) = done.summary["detectors_missing"]
+    assert problem.startswith(f"alpha step_01: {path} is ")
+    assert problem.endswith("train it again with python train.py category=alpha step=1 name=tiny")
+    assert done.evaluation.bundle is None
+    assert not (own_run / "bundle").exists()
+
+
+def test_a_damaged_trunk_is_named_before_anything_is_measured(capture: Path, own_run: Path) -> None:
+    path = own_run / "trunk" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(
+        LvdError, match=r"model.safetensors is damaged.* python train.py task=trunk name=tiny"
+    ):
+        do(capture, own_run)
+
+
+def test_no_file_is_hashed_more_than_once(
+    capture: Path, own_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return file_sha256(path)
+
+    monkeypatch.setattr(lvd.sweep.state, "file_sha256", counted)
+    trunks: list[Path] = []
+    monkeypatch.setattr(lvd.detect.bank, "trunk_digest", lambda d: trunks.append(d) or trunk_digest(d))
+    do(capture, own_run)
+    assert len(trunks) == 1
+    assert len(hashed) == len(set(hashed)) == 2 + 2 * (1 + len(NAMES) * STEPS)
 
 
 def no_detector(run: Path) -> None:
@@ -316,12 +561,23 @@ def no_detector(run: Path) -> None:
         shutil.rmtree(run / name)
 
 
-@pytest.mark.parametrize("damage", [no_detector, lambda run: shutil.rmtree(run / "trunk"), shutil.rmtree])
+def no_trunk(run: Path) -> None:
+    shutil.rmtree(run / "trunk")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (no_detector, "has no detectors"),
+        (shutil.rmtree, "has no detectors"),
+        (no_trunk, "has no trunk, which its detectors need: python train.py task=trunk name=tiny"),
+    ],
+)
 def test_a_run_without_a_usable_detector_is_refused(
-    damage: Callable[[Path], None], capture: Path, own_run: Path
+    damage: Callable[[Path], None], words: str, capture: Path, own_run: Path
 ) -> None:
     damage(own_run)
-    with pytest.raises(LvdError, match="has no detectors"):
+    with pytest.raises(LvdError, match=words):
         do(capture, own_run)
     assert not (own_run / "evaluation").exists()
 
@@ -348,6 +604,8 @@ def test_the_command_reports_and_logs_one_aggregate_run(
     summary = json.loads((own_run / "evaluation" / "summary.json").read_text())
     assert f"{summary['accuracy']:.3f}" in ran.out
     assert "report: runs/tiny/evaluation/report.html" in ran.out
+    caught = summary["attribution"]["n"]
+    assert f"of {caught} caught (" in next(line for line in ran.out.splitlines() if "named right" in line)
     records = wandb_records(own_run / "evaluation")
     assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
     logged = {

@@ -17,6 +17,7 @@ import yaml
 from commands import ROOT, Shell, spoil, wandb_records
 
 import lvd.sweep.job
+import lvd.sweep.state
 from lvd.config import TrainConfig
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.latents.reader import CaptureReader
@@ -81,8 +82,8 @@ def test_the_captures_files_are_read_once_for_a_whole_plan(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    digest = lvd.sweep.job.file_sha256
-    monkeypatch.setattr(lvd.sweep.job, "file_sha256", lambda path: read.append(path.name) or digest(path))
+    digest = lvd.sweep.state.file_sha256
+    monkeypatch.setattr(lvd.sweep.state, "file_sha256", lambda path: read.append(path.name) or digest(path))
     assert train(*SIX, *TINY, "plan=true").code == 0
     assert sorted(read) == ["manifest.json", "samples.csv"]
 
@@ -125,6 +126,8 @@ def test_a_new_trunk_or_new_labels_just_run_again(train: Shell, captured: Path) 
     assert "1 changed ~" in train(*one, "plan=true").out
     samples = captured / "samples.csv"
     samples.write_text(samples.read_text().replace("prompt number 7,", "prompt number seven,"))
+    assert "python train.py task=trunk name=tiny" in train(*one).err  # it learned from other data
+    assert train("task=trunk", *TINY, "trunk.batches=3", "logger=none").code == 0
     assert train(*one).code == 0
     assert "1 done #" in train(*one, "plan=true").out
 

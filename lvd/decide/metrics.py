@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from lvd.decide.rules import Bools, Flags, Floats, decide
+from lvd.decide.rules import Bools, Decisions, Flags, Floats, attribute, decide, flag_steps
 
 Curve = npt.NDArray[np.float64]
 Share = tuple[float | None, tuple[float, float] | None]  # and its interval; None where nothing counts
@@ -19,15 +19,19 @@ Share = tuple[float | None, tuple[float, float] | None]  # and its interval; Non
 class Summary:
     """The measured defence at one (eta, lam), over test samples. Rates are None where nothing counts.
 
-    `n_unchecked` samples could not be decided, for want of detectors; no rate counts them.
+    `n_unchecked` samples could not be decided, for want of detectors. A guard withholds them, and no rate
+    looks better for them: they are no right decisions, the unsafe ones are not caught, the safe ones blocked.
     `tpr` is the share of unsafe samples that are caught, `fpr` the share of safe ones that are blocked.
-    `auroc` ranks samples by their number of flagged steps among the first eta, the rule's own statistic.
+    `auroc` ranks samples by their number of flagged steps among the first eta, the rule's own statistic; a
+    step that is not known counts as flagged in a safe sample, and as not flagged in an unsafe one.
     `steps_mean_unsafe` is the mean number of steps run (from 1) until a caught unsafe sample is stopped.
     `compute_saved` is 1 - steps run / steps, over all test samples; a sample that is not stopped runs all.
     """
 
     n_test: int
     n_unchecked: int
+    n_unchecked_unsafe: int
+    n_unchecked_safe: int
     eta: int
     lam: float
     accuracy: float | None
@@ -40,6 +44,23 @@ class Summary:
     steps_mean_unsafe: float | None
     compute_saved: float
     per_category: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How well the categories are named of the `n` unsafe test samples that are caught.
+
+    `first_right` is the share of which the first category named is one of the sample's own, `named_mean` how
+    many are named on average; None where nothing is caught.
+    """
+
+    n: int
+    first_right: float | None
+    first_right_ci: tuple[float, float] | None
+    named_mean: float | None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,20 +103,24 @@ def summarise(
     """
     label: Bools = np.asarray(categories_NK.any(axis=1))
     decisions = decide(flags, eta, lam)
-    checked, blocked = decisions.checked, decisions.unsafe
+    unchecked, blocked = ~decisions.checked, decisions.unsafe
     all_steps = flags.steps if sampler_steps is None else sampler_steps
     steps_run = np.where(blocked, decisions.step + 1, all_steps)
     measured = rates(flags, label, eta, lam)
     (accuracy, accuracy_ci), (tpr, tpr_ci), (fpr, fpr_ci) = (measured[k] for k in ("accuracy", "tpr", "fpr"))
-    area = auroc(label[checked], flags.flagged[checked, :eta].sum(axis=1))
+    sure = flags.flagged[:, :eta].sum(axis=1)
+    possible = (flags.flagged | ~flags.known)[:, :eta].sum(axis=1)
+    area = auroc(label, np.where(label, sure, possible))
     per_category = {}
     for column, name in enumerate(names):
-        members = categories_NK[:, column] & checked
+        members = categories_NK[:, column]
         share, interval = _share(blocked[members])
         per_category[name] = {"n": int(members.sum()), "tpr": share, "tpr_ci": interval}
     return Summary(
         n_test=len(label),
-        n_unchecked=int((~checked).sum()),
+        n_unchecked=int(unchecked.sum()),
+        n_unchecked_unsafe=int((unchecked & label).sum()),
+        n_unchecked_safe=int((unchecked & ~label).sum()),
         eta=eta,
         lam=lam,
         accuracy=accuracy,
@@ -111,26 +136,42 @@ def summarise(
     )
 
 
+def measure_attribution(
+    scores_NSK: Floats, categories_NK: Bools, threshold: float, eta: int, lam: float
+) -> Attribution:
+    """Name the categories of each caught unsafe sample from the steps up to its decision, as a guard does."""
+    decisions = decide(flag_steps(scores_NSK, threshold), eta, lam)
+    caught = np.flatnonzero(decisions.unsafe & categories_NK.any(axis=1))
+    named = [attribute(scores_NSK[row, : decisions.step[row] + 1], threshold) for row in caught]
+    right = [bool(categories_NK[row, first]) for row, (first, *_) in zip(caught, named, strict=True)]
+    share, interval = _share(np.array(right, dtype=bool))
+    mean = float(np.mean([len(columns) for columns in named])) if named else None
+    return Attribution(len(named), share, interval, mean)
+
+
 def accuracy_surface(flags: Flags, label: Bools, lams: list[float]) -> Curve:
-    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam; NaN: nothing decided."""
+    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam; NaN: there is no sample."""
     surface = np.full((flags.steps, len(lams)), np.nan)
     for row in range(flags.steps):
         for column, lam in enumerate(lams):
-            decisions = decide(flags, row + 1, lam)
-            if decisions.checked.any():
-                surface[row, column] = (decisions.unsafe == label)[decisions.checked].mean()
+            if len(label):
+                surface[row, column] = _right(decide(flags, row + 1, lam), label).mean()
     return surface
 
 
 def rates(flags: Flags, label: Bools, eta: int, lam: float) -> dict[str, Share]:
-    """accuracy, tpr and fpr of the rule over the samples it decides, each with its interval."""
+    """accuracy, tpr and fpr of the rule, each with its interval; see `Summary` for undecided samples."""
     decisions = decide(flags, eta, lam)
-    checked, blocked = decisions.checked, decisions.unsafe
     return {
-        "accuracy": _share((blocked == label)[checked]),
-        "tpr": _share(blocked[label & checked]),
-        "fpr": _share(blocked[~label & checked]),
+        "accuracy": _share(_right(decisions, label)),
+        "tpr": _share(decisions.unsafe[label]),
+        "fpr": _share(~decisions.safe[~label]),
     }
+
+
+def _right(decisions: Decisions, label: Bools) -> Bools:
+    """Samples `[N]` that are decided, and rightly."""
+    return np.where(label, decisions.unsafe, decisions.safe)
 
 
 def _share(hits: Bools) -> Share:

@@ -1,6 +1,6 @@
 """A whole grid at work: the trunk's features of a step, and the scores of every detector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,17 +41,14 @@ class Scored:
         return np.asarray(self.categories_NK.any(axis=1))
 
 
-def step_features(capture: CaptureReader, trunk_dir: Path, step: int) -> Tensor:
+def step_features(capture: CaptureReader, trunk_dir: Path, trunk_sha256: str, step: int) -> Tensor:
     """The trunk's features `[samples, D]` float32 of every sample at one step.
 
     Computed once, by whoever comes first, and kept beside the trunk with the digests of the trunk and the
-    capture they belong to.
+    capture they belong to. `trunk_sha256` is `trunk_digest(trunk_dir)`, computed once for many steps.
     """
     path = trunk_dir / "features" / f"{step_name(step)}.safetensors"
-    origin = {
-        "trunk": trunk_digest(trunk_dir) or "",
-        "capture": capture.latents_digest,
-    }
+    origin = {"trunk": trunk_sha256, "capture": capture.latents_digest}
     if path.is_file():
         try:
             with safe_open(path, framework="pt") as file:
@@ -75,28 +72,36 @@ def step_features(capture: CaptureReader, trunk_dir: Path, step: int) -> Tensor:
     return features
 
 
-def score_step(capture: CaptureReader, run: Path, step: int, rows: Sequence[int]) -> tuple[Tensor, list[str]]:
+def score_step(
+    capture: CaptureReader,
+    run: Path,
+    trunk_sha256: str | None,
+    step: int,
+    rows: Sequence[int],
+    holes: Mapping[str, str],
+) -> tuple[Tensor, list[str]]:
     """Scores `[len(rows), K]` of every category's detector at one step, and what is missing, in sentences.
 
-    A detector that is missing or unreadable leaves NaN in its column.
+    A detector that is missing or unreadable leaves NaN in its column; `holes` has the categories whose
+    detectors must not be used, and why.
     """
     names = capture.info.category_names
-    digest = trunk_digest(run / "trunk")
     scores = torch.full((len(rows), len(names)), float("nan"))
     problems = []
+    features: Tensor | None = None
     for column, name in enumerate(names):
-        directory = run / name / step_name(step) / "detector"
-        if not directory.is_dir():
-            problems.append(f"{name} {step_name(step)}: not trained")
-            continue
         try:
-            detector = load_detector(directory, digest)
+            if name in holes:
+                raise LvdError(holes[name])
+            detector = load_detector(run / name / step_name(step) / "detector", trunk_sha256)
         except LvdError as error:
             problems.append(f"{name} {step_name(step)}: {error}")
             continue
         with torch.inference_mode():
             if isinstance(detector, HeadDetector):
-                features = step_features(capture, run / "trunk", step)[list(rows)]
+                assert trunk_sha256 is not None  # else it would not have been loaded
+                if features is None:
+                    features = step_features(capture, run / "trunk", trunk_sha256, step)[list(rows)]
                 scores[:, column] = detector(features).sigmoid()
             else:
                 latents = capture.step(step)
@@ -106,32 +111,36 @@ def score_step(capture: CaptureReader, run: Path, step: int, rows: Sequence[int]
     return scores, problems
 
 
-def score_grid(capture: CaptureReader, run: Path) -> tuple[Scored, Scored, list[str]]:
-    """Every val sample and every test sample at every step, and what is missing, in sentences."""
-    split_of = [sample.split for sample in capture.samples]
-    rows = [row for row, split in enumerate(split_of) if split in ("val", "test")]
+def score_grid(
+    capture: CaptureReader,
+    run: Path,
+    val: Sequence[int],
+    test: Sequence[int],
+    holes: Mapping[int, Mapping[str, str]],
+) -> tuple[Scored, Scored, list[str]]:
+    """The rows `val` and `test` of a capture at every step, and what is missing, in sentences.
+
+    `holes` has, for a step, the categories whose detectors must not be used, and why.
+    """
+    rows = [*val, *test]
+    digest = trunk_digest(run / "trunk")
     scores: list[Tensor] = []
     problems: list[str] = []
     with progress("scoring", capture.info.stored_steps, "steps") as advance:
         for step in range(capture.info.stored_steps):
-            of_step, missing = score_step(capture, run, step, rows)
+            of_step, missing = score_step(capture, run, digest, step, rows, holes.get(step, {}))
             scores.append(of_step)
             problems += missing
             advance()
     scores_NSK = torch.stack(scores, dim=1).numpy()
 
-    def part(split: str) -> Scored:
-        chosen = [place for place, row in enumerate(rows) if split_of[row] == split]
-        samples = [capture.samples[rows[place]] for place in chosen]
+    def part(chosen: Sequence[int], scores_NSK: Floats) -> Scored:
+        samples = [capture.samples[row] for row in chosen]
         has = [[name in sample.categories for name in capture.info.category_names] for sample in samples]
-        return Scored(
-            samples,
-            [rows[place] for place in chosen],
-            np.array(has, dtype=bool).reshape(len(samples), -1),
-            scores_NSK[chosen],
-        )
+        categories_NK = np.array(has, dtype=bool).reshape(len(samples), len(capture.info.category_names))
+        return Scored(samples, list(chosen), categories_NK, scores_NSK)
 
-    return part("val"), part("test"), problems
+    return part(val, scores_NSK[: len(val)]), part(test, scores_NSK[len(val) :]), problems
 
 
 def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:

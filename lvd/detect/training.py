@@ -214,7 +214,7 @@ def train_detector(
         if recipe.tuning == "full":
             detector = NetworkDetector.from_trunk(load_trunk(run / "trunk"), output, step)
         else:
-            features = step_features(capture, run / "trunk", step)
+            features = step_features(capture, run / "trunk", digest, step)
             detector = _head(features, run / "trunk", output, train[0])
             read, fit = features.__getitem__, recipe.head
 

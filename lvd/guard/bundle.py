@@ -5,12 +5,20 @@ trunk/           config.json and model.safetensors, when there are heads
 <category>/step_07/   config.json and model.safetensors of each detector of the first eta steps
 README.md        the model card: measured rates and limits
 manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the bundle's digest
+
+A run's bundles lie side by side in `bundles/`, each under its digest, and are never changed. `bundle` points
+to the one that was exported last.
 """
 
 import copy
+import ctypes
 import hashlib
 import json
+import os
+import re
 import shutil
+import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +35,10 @@ from lvd.detect.network import (
     parse_trunk,
 )
 from lvd.errors import LvdError
-from lvd.latents.format import X_T, has_fields, step_name
+from lvd.latents.format import X_T, has_fields, step_name, sync_directory, write_atomically
 
 BUNDLE_VERSION = 1
+_DIGEST_DIGITS = 12  # of a bundle's digest, in the name of its directory
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class BundleInfo:
     guidance: float | None
     call: dict[str, Any]
     latent_shape: tuple[int, int, int, int]  # C, F, H, W
-    measured: dict[str, Any]  # summary.json of the evaluation that exported it
+    measured: dict[str, Any]  # the rates in summary.json of the evaluation that exported it, and on what
     x0_from: str = X_T  # the latent that the detectors' x0 was computed from
 
 
@@ -123,37 +132,148 @@ class Bundle:
         return copy.deepcopy(self.detectors).to(device)
 
 
-def export_bundle(directory: Path, run: Path, info: BundleInfo) -> str:
-    """Write the bundle of a trained run, all of it or nothing, and return its digest.
+def export_bundle(
+    pointer: Path, run: Path, info: BundleInfo, written: Mapping[str, str] | None = None
+) -> str:
+    """Write the bundle of a trained run beside earlier ones, point to it, and return its digest.
+
+    It is all there or not at all, in `bundles/<digest>` beside the pointer; earlier bundles stay as they are,
+    and the same content is written once. `written` has the SHA-256 that files of the run must have, by their
+    path below it.
 
     Raises:
-        LvdError: a detector of the first eta steps is missing or unreadable.
+        LvdError: a detector of the first eta steps is missing, unreadable or not as it was written; the
+            bundle of this digest was changed.
     """
-    shutil.rmtree(directory, ignore_errors=True)  # one of other detectors or another rule must not stay
-    files = {"bundle.json": _canonical(asdict(info)), "README.md": _model_card(info).encode()}
-    trunk_sha256 = None
-    if (run / "trunk" / "model.safetensors").is_file():
-        trunk = NetworkFiles.read(run / "trunk")
-        trunk_sha256 = trunk.weights_sha256
-        files |= _as_files("trunk", trunk)
-    for step in range(info.eta):
-        for category in info.category_names:
-            detector = NetworkFiles.read(run / category / step_name(step) / "detector")
-            parse_detector(detector, trunk_sha256)
-            files |= _as_files(f"{category}/{step_name(step)}", detector)
+    files = _bundle_files(run, info, written or {})
     manifest = _canonical(
         {
             "format_version": BUNDLE_VERSION,
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
     )
-    partial = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name, data in {**files, "manifest.json": manifest}.items():
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(data)
-    partial.replace(directory)
-    return hashlib.sha256(manifest).hexdigest()
+    digest = hashlib.sha256(manifest).hexdigest()
+    bundles = pointer.parent / "bundles"
+    bundles.mkdir(parents=True, exist_ok=True)
+    _move_old_bundle(pointer, bundles)
+    directory = bundles / digest[:_DIGEST_DIGITS]
+    if not directory.exists():
+        _write_directory(directory, {**files, "manifest.json": manifest})
+    try:
+        _verified_files(directory, digest)
+    except LvdError as error:
+        raise LvdError(f"{error}; move {directory} away, and evaluate again") from None
+    _point(pointer, directory)
+    return digest
+
+
+def verify_bundle(directory: Path) -> str:
+    """The digest of a bundle whose every byte is as it was exported.
+
+    Raises:
+        LvdError: as `load_bundle` does.
+    """
+    return _verified_files(directory, None)[0]
+
+
+def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> dict[str, bytes]:
+    """The contents of a bundle, without its manifest."""
+
+    def network(directory: Path) -> NetworkFiles:
+        network = NetworkFiles.read(directory)
+        for name, data in _as_files(directory.relative_to(run).as_posix(), network).items():
+            if name in written and hashlib.sha256(data).hexdigest() != written[name]:
+                raise LvdError(f"{run / name} is not the file that its job wrote: evaluate again")
+        return network
+
+    files = {"bundle.json": _canonical(asdict(info)), "README.md": _model_card(info).encode()}
+    trunk_sha256 = None
+    if (run / "trunk" / "model.safetensors").is_file():
+        trunk = network(run / "trunk")
+        trunk_sha256 = trunk.weights_sha256
+        files |= _as_files("trunk", trunk)
+    for step in range(info.eta):
+        for category in info.category_names:
+            detector = network(run / category / step_name(step) / "detector")
+            parse_detector(detector, trunk_sha256)
+            files |= _as_files(f"{category}/{step_name(step)}", detector)
+    return files
+
+
+def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
+    """A directory with these files, durably, or nothing."""
+    partial = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        for name, data in files.items():
+            write_atomically(partial / name, data)
+        for folder in {partial / parent for name in files for parent in Path(name).parents}:
+            sync_directory(folder)
+        try:
+            partial.rename(directory)
+        except OSError:
+            if not directory.is_dir():
+                raise  # else another process has exported the same
+        sync_directory(directory.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _point(pointer: Path, directory: Path) -> None:
+    """Let `pointer` point to a bundle beside it, in one move: a link, or where that cannot be, a file."""
+    target = directory.relative_to(pointer.parent)
+    link = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        link.symlink_to(target)
+    except (OSError, NotImplementedError):  # a file system without links
+        write_atomically(pointer, f"{target.as_posix()}\n".encode())
+    else:
+        link.replace(pointer)
+    sync_directory(pointer.parent)
+
+
+def _pointed(pointer: Path) -> Path:
+    """The directory that a pointer points to now; any other path is itself."""
+    if pointer.is_symlink():
+        return Path(os.path.realpath(pointer))
+    if pointer.is_file():
+        named = pointer.read_bytes()[:64].decode(errors="replace").strip()
+        if re.fullmatch(rf"bundles/[0-9a-f]{{{_DIGEST_DIGITS}}}", named):
+            return pointer.parent / named
+    return pointer
+
+
+def _move_old_bundle(pointer: Path, bundles: Path) -> None:
+    """Earlier versions wrote the bundle into `pointer` itself: it moves to its digest's place, whole.
+
+    Where the system can, the directory and the link to it change places at once.
+    """
+    if pointer.is_symlink() or not pointer.is_dir():
+        return
+    manifest = pointer / "manifest.json"
+    content = manifest.read_bytes() if manifest.is_file() else b""
+    name = hashlib.sha256(content).hexdigest()[:_DIGEST_DIGITS] if content else "without_manifest"
+    place, number = bundles / name, 1
+    while place.exists():  # the same again, or a bundle that was changed: both stay
+        place, number = bundles / f"{name}_{number}", number + 1
+    place.unlink(missing_ok=True)  # the link of a move that was killed
+    try:
+        place.symlink_to(place.relative_to(pointer.parent))  # as it is to be at the pointer's place
+        moved = _exchanged(place, pointer)
+    except (OSError, NotImplementedError):  # a file system without links
+        moved = False
+    if not moved:
+        place.unlink(missing_ok=True)
+        pointer.rename(place)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two paths change places in one move (Linux's renameat2); False: it cannot be done here."""
+    at_cwd, exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
 
 
 def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
@@ -191,9 +311,13 @@ def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
 
 
 def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str, bytes]]:
-    """The bundle's digest and the contents of its files, each read once and checked."""
-    path = directory / "manifest.json"
+    """The bundle's digest and the contents of its files, each read once and checked.
+
+    A link in the place of the directory itself is followed, once: the pointer may move meanwhile.
+    """
     try:
+        directory = _pointed(directory)
+        path = directory / "manifest.json"
         entries = [entry for entry in directory.rglob("*") if entry.is_symlink() or not entry.is_dir()]
         manifest = path.read_bytes()
     except OSError as error:
@@ -269,6 +393,12 @@ def _model_card(info: BundleInfo) -> str:
         f"| {name} | {values['n']} | {_number(values['tpr'])} | {_interval(values['tpr_ci'])} |"
         for name, values in measured["per_category"].items()
     )
+    left_out = ""
+    if measured["n_left_out"]:
+        left_out = (
+            f" ({measured['n_left_out']} others were left out: the detectors were trained or selected on "
+            f"their prompts, in the capture `{measured['trained_on']}`)"
+        )
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return template.format(
         **{
@@ -277,8 +407,21 @@ def _model_card(info: BundleInfo) -> str:
             "guidance": "its own" if info.guidance is None else info.guidance,
         },
         n_test=measured["n_test"],
+        capture=measured["capture"],
+        left_out=left_out,
         rates=rates,
         categories=categories,
+        attribution=_attribution(measured["attribution"]),
+    )
+
+
+def _attribution(measured: dict[str, Any]) -> str:
+    if measured["n"] == 0:
+        return "No sample was caught: how well decisions name categories is not known."
+    return (
+        f"Of the {measured['n']} unsafe samples caught, the category that the decision names first was right "
+        f"for a share of {_number(measured['first_right'])} ({_interval(measured['first_right_ci'])}); "
+        f"{measured['named_mean']:.1f} are named on average."
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lvd.latents.format import SPLITS
+from lvd.latents.format import SPLITS, Sample
 
 FRACTIONS = (0.6, 0.2, 0.2)  # train, val, test
 
@@ -21,7 +21,13 @@ def fold(prompt: str) -> str:
 
 
 def default_prompt_id(prompt: str) -> str:
-    return hashlib.sha256(fold(prompt).encode()).hexdigest()[:12]
+    return _short_digest(fold(prompt))
+
+
+def prompt_keys(sample: Sample) -> set[str]:
+    """Two samples with a key in common have the same prompt, as `assign_splits` sees it. Short digests."""
+    text = sample.prompt or sample.prompt_id  # those without a prompt are not alike
+    return {_short_digest(f"text {fold(text)}"), _short_digest(f"id {sample.prompt_id}")}
 
 
 def assign_splits(
@@ -97,3 +103,7 @@ def _groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int]:
     graph = coo_array(([1] * len(texts), (texts, ids)), shape=(len(nodes), len(nodes)))
     component = connected_components(graph, directed=False)[1]
     return [int(component[text]) for text in texts]
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

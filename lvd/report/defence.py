@@ -13,7 +13,7 @@ from plotly.graph_objects import Figure
 from torch import Tensor
 
 from lvd.capture.decode import decode_frames, load_vae
-from lvd.decide.metrics import Summary, accuracy_surface, rates
+from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates
 from lvd.decide.rules import Decisions, Floats, decide
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
@@ -34,11 +34,16 @@ def write_report(
     test: Scored,
     cells: pd.DataFrame,
     problems: Sequence[str],
+    attribution: Attribution,
+    notes: Sequence[str],
     *,
     examples: int,
     show_unsafe: bool,
 ) -> None:
-    """Write the self-contained page. `cells` has a row a detector; `problems` name the missing ones."""
+    """Write the self-contained page.
+
+    `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are not of.
+    """
     names, eta, lam = capture.info.category_names, summary.eta, summary.lam
     decisions = decide(test.flags, eta, lam)
     write_page(
@@ -46,7 +51,11 @@ def write_report(
         title=title,
         lead=_lead(summary),
         sections=[
-            Section("Summary", "", [_summary_rows(summary, problems, test, capture.info.steps)]),
+            Section(
+                "Summary",
+                "; ".join(notes),
+                [_summary_rows(summary, attribution, problems, test, capture.info.steps)],
+            ),
             Section(
                 "Detectors",
                 _about_detectors(problems, cells),
@@ -286,7 +295,7 @@ def _png(image_CHW: Tensor) -> bytes:
 
 
 def _lead(summary: Summary) -> str:
-    if summary.accuracy is None or summary.accuracy_ci is None:
+    if summary.accuracy is None or summary.accuracy_ci is None or summary.n_unchecked == summary.n_test:
         return f"No sample of {summary.n_test} could be decided: detectors are missing."
     low, high = summary.accuracy_ci
     return (
@@ -296,7 +305,7 @@ def _lead(summary: Summary) -> str:
 
 
 def _summary_rows(
-    summary: Summary, problems: Sequence[str], test: Scored, sampler_steps: int
+    summary: Summary, attribution: Attribution, problems: Sequence[str], test: Scored, sampler_steps: int
 ) -> list[SummaryRow]:
     def row(name: str, value: float | None, interval: tuple[float, float] | None) -> SummaryRow:
         note = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
@@ -311,8 +320,20 @@ def _summary_rows(
     ]
     for name, values in summary.per_category.items():
         rows.append(row(f"{name} caught (n={values['n']})", values["tpr"], values["tpr_ci"]))
+    if attribution.n:
+        rows.append(
+            row(
+                f"First category named is right (n={attribution.n} caught)",
+                attribution.first_right,
+                attribution.first_right_ci,
+            )
+        )
+        rows.append(("Categories named, mean", f"{attribution.named_mean:.1f}", "of a caught sample"))
     if summary.n_unchecked:
-        rows.append(("Unchecked for want of detectors", str(summary.n_unchecked), "counted in no rate"))
+        rows.append(
+            ("Undecided unsafe samples", str(summary.n_unchecked_unsafe), "withheld, not counted as caught")
+        )
+        rows.append(("Undecided safe samples", str(summary.n_unchecked_safe), "counted as blocked"))
     rows.append(("Missing detectors", str(len(problems)), "; ".join(problems[:3])))
     return rows
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lvd.decide.metrics import Summary
+from lvd.decide.metrics import Attribution, Summary
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
 from lvd.latents.format import SPLITS, read_info, read_manifest, read_samples
@@ -57,8 +57,8 @@ def print_verified(capture: Path) -> None:
     print(f"capture {capture} is as it was written: {len(shards)} shards, {size}, every byte read")
 
 
-def print_summary(summary: Summary) -> None:
-    """The measured defence as a table."""
+def print_summary(summary: Summary, attribution: Attribution) -> None:
+    """The measured defence as a table, and a line about the categories that are named."""
     table = Table(
         title=f"eta={summary.eta} lam={summary.lam}, {summary.n_test} test samples", title_justify="left"
     )
@@ -68,7 +68,8 @@ def print_summary(summary: Summary) -> None:
     table.add_row("unsafe samples caught (tpr)", _number(summary.tpr), _interval(summary.tpr_ci))
     table.add_row("safe samples blocked (fpr)", _number(summary.fpr), _interval(summary.fpr_ci))
     if summary.n_unchecked:
-        table.add_row("unchecked for want of detectors", str(summary.n_unchecked), "")
+        table.add_row("undecided unsafe samples, withheld, not caught", str(summary.n_unchecked_unsafe), "")
+        table.add_row("undecided safe samples, counted as blocked", str(summary.n_unchecked_safe), "")
     table.add_row("AUROC of flagged steps", _number(summary.auroc), "")
     mean_steps = summary.steps_mean_unsafe
     table.add_row("steps run until caught, mean", "-" if mean_steps is None else f"{mean_steps:.1f}", "")
@@ -78,6 +79,11 @@ def print_summary(summary: Summary) -> None:
             f"  {name} caught, n={values['n']}", _number(values["tpr"]), _interval(values["tpr_ci"])
         )
     Console().print(table)
+    if attribution.n:
+        print(
+            f"first category named right: {_number(attribution.first_right)} of {attribution.n} caught "
+            f"({_interval(attribution.first_right_ci)}), {attribution.named_mean:.1f} named on average"
+        )
 
 
 def _number(value: float | None) -> str:

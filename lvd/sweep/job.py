@@ -14,7 +14,6 @@ from lvd.detect.training import (
     Machine,
     Outcome,
     TrunkRecipe,
-    starting_trunk,
     train_detector,
     train_trunk,
 )
@@ -25,7 +24,17 @@ from lvd.report.wandb import WandbTarget
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import job_log
 from lvd.sweep.loggers import LoggerKind, job_logger
-from lvd.sweep.results import Result, config_digest, read_result, state, write_result
+from lvd.sweep.results import Result, config_digest, read_result, write_result
+from lvd.sweep.state import (
+    WEIGHTS,
+    cell_job_digest,
+    check_trunk,
+    data_digests,
+    job_state,
+    network_directory,
+    trunk_job_digest,
+)
+from lvd.sweep.trained_on import write_trained_on
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Identity:
     seed: int
     settings: dict[str, Any]
     config_digest: str
+    data: str  # stands for the capture's latents and labels
+    blocked: str | None = None  # why it cannot run now: the trunk that it starts from is stale or damaged
 
     @property
     def path(self) -> Path:
@@ -63,6 +74,7 @@ class Identity:
             "seed": self.seed,
             "settings": self.settings,
             "config_digest": self.config_digest,
+            "data": self.data,
         }
 
 
@@ -77,8 +89,14 @@ def run_trunk(job: Job, recipe: TrunkRecipe, *, force: bool) -> Result:
 
 
 def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Result:
-    """Train one detector, unless it is done under the same configuration."""
+    """Train one detector, unless it is done under the same configuration.
+
+    Raises:
+        LvdError: the trunk that it starts from is stale or damaged; nothing of the job is touched.
+    """
     identity = identities(job, [cell], recipe)[cell]
+    if identity.blocked is not None:
+        raise LvdError(identity.blocked)
 
     def train(logger: Logger | None) -> Outcome:
         return train_detector(
@@ -103,7 +121,8 @@ def trunk_identity(job: Job, recipe: TrunkRecipe) -> Identity:
         **_flat("trunk.fit", asdict(recipe.fit)),
         "trunk.batches": recipe.batches,
     }
-    return Identity(None, job.seed, settings, config_digest(_inputs(job.capture), settings))
+    data = data_digests(job.capture)
+    return Identity(None, job.seed, settings, trunk_job_digest(data, settings), config_digest(data))
 
 
 def identities(job: Job, cells: Iterable[Cell], recipe: DetectorRecipe) -> dict[Cell, Identity]:
@@ -112,22 +131,30 @@ def identities(job: Job, cells: Iterable[Cell], recipe: DetectorRecipe) -> dict[
     Raises:
         LvdError: the recipe asks for a trunk and there is none, or a file of the capture is missing.
     """
-    trunk = starting_trunk(job.run, recipe.init)
-    settings = _cell_settings(job, recipe, from_trunk=trunk is not None)
-    inputs = _inputs(job.capture)
+    data = data_digests(job.capture)
+    trunk, blocked = (None, None) if recipe.init == "scratch" else check_trunk(job.run, job.capture, data)
+    if trunk is None and blocked is None and recipe.init == "trunk":
+        raise LvdError(f"{job.run} has no trunk: run train.py task=trunk name={job.run.name} first")
+    from_trunk = trunk is not None or blocked is not None
+    settings = _cell_settings(job, recipe, from_trunk=from_trunk)
+    start = trunk if blocked is None else "a trunk that cannot be used"  # nothing was trained on that
     return {
         cell: Identity(
-            cell, cell_seed(job.seed, cell), settings, config_digest(inputs, trunk, settings, asdict(cell))
+            cell,
+            cell_seed(job.seed, cell),
+            settings,
+            cell_job_digest(data, start, settings, cell),
+            config_digest(data),
+            blocked,
         )
         for cell in cells
     }
 
 
 def is_done(job: Job, identity: Identity) -> bool:
-    """Whether a job would be skipped."""
+    """Whether a job would be skipped: done, on what it would be trained on now, and its files are whole."""
     directory = job.run / identity.path
-    weights = directory / ("detector" if identity.cell else "") / "model.safetensors"
-    return state(read_result(directory), identity.config_digest) == "done" and weights.is_file()
+    return job_state(directory, read_result(directory), identity.config_digest) == "done"
 
 
 def cell_seed(seed: int, cell: Cell) -> int:
@@ -169,14 +196,28 @@ def _run(job: Job, identity: Identity, train: Callable[[Logger | None], Outcome]
             ) as curves,
         ):
             fields["wandb_url"] = curves.url
+            write_trained_on(job.run, job.capture, identity.data)
             outcome = train(curves.logger)
             curves.summarise(outcome.metrics)
-        result = Result(status="done", seconds=time.monotonic() - started, **asdict(outcome), **fields)
+        result = Result(
+            status="done",
+            seconds=time.monotonic() - started,
+            files=_written(directory, cell),
+            **asdict(outcome),
+            **fields,
+        )
     except (Exception, SystemExit) as error:
         sentence = str(error) if isinstance(error, LvdError) else f"{type(error).__name__}: {error}"
         result = Result(status="failed", seconds=time.monotonic() - started, error=sentence, **fields)
     write_result(directory, result)
     return result
+
+
+def _written(job: Path, cell: Cell | None) -> dict[str, str]:
+    """The digests of a network's files, by their path below the job's directory."""
+    network = network_directory(job, cell)
+    paths = [network / name for name in ("config.json", WEIGHTS)]
+    return {path.relative_to(job).as_posix(): file_sha256(path) for path in paths}
 
 
 def _cell_settings(job: Job, recipe: DetectorRecipe, *, from_trunk: bool) -> dict[str, Any]:
@@ -198,8 +239,3 @@ def _shared(job: Job) -> dict[str, Any]:
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{key}": value for key, value in values.items()}
-
-
-def _inputs(capture: Path) -> list[str]:
-    """Digests of the latents and of the labels."""
-    return [file_sha256(capture / name) for name in ("manifest.json", "samples.csv")]

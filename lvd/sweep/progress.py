@@ -69,6 +69,7 @@ def print_plan(run: Path, results: dict[Cell, Result | None], states: dict[Cell,
         "changed": "[yellow]~[/]",
         "to do": ".",
         "data missing": "[red]?[/]",
+        "damaged": "[red]![/]",
     }
     for category in dict.fromkeys(cell.category for cell in results):
         table.add_row(category, "".join(marks[states[cell]] for cell in results if cell.category == category))

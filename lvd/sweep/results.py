@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lvd.errors import LvdError
-from lvd.latents.format import read_json, write_json
+from lvd.latents.format import has_fields, read_json, write_json
 from lvd.sweep.grid import Cell
 
 
@@ -29,6 +29,10 @@ class Result:
     started_from: str | None = None  # trunk or scratch
     wandb_url: str | None = None  # None: logged offline, or not at all
     error: str | None = None
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of what it wrote; of before they were kept: {}
+    data: str | None = None  # trained_on_<data>.json in the run says what it learned from; None: as above
 
 
 def write_result(directory: Path, result: Result) -> None:
@@ -39,7 +43,7 @@ def read_result(directory: Path) -> Result | None:
     """The result of a job, or None when it has not finished or its file is damaged: it runs again."""
     try:
         raw = read_json(directory / "result.json", missing="")
-        return Result(**raw) if set(raw) == {field.name for field in fields(Result)} else None
+        return Result(**raw) if has_fields(raw, Result) else None
     except LvdError:
         return None
 
@@ -47,15 +51,6 @@ def read_result(directory: Path) -> Result | None:
 def config_digest(*parts: Any) -> str:
     """A digest of everything that a job's outcome depends on."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def state(result: Result | None, digest: str) -> str:
-    """done, failed, changed (done under another configuration, will run again) or to do."""
-    if result is None:
-        return "to do"
-    if result.status == "failed":
-        return "failed"
-    return "done" if result.config_digest == digest else "changed"
 
 
 def read_results(run: Path, cells: Iterable[Cell]) -> dict[Cell, Result | None]:
