@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.sweep.job import Identity, Job
 
 
+_RESERVED = ("safe", "trunk", "evaluation", "bundle")  # no categories: what is in none, and folders of a run
 _LAYOUTS = ("BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C")  # of lvd.sampling.layout, without its torch
 
 
@@ -75,14 +76,17 @@ class PipelineConfig:
             f"pipeline.layout={self.layout} must be {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}",
         )
         names = self.category_names
-        _require(
-            len(set(names)) == len(names) > 0 and all(re.fullmatch("[a-z][a-z0-9_]*", n) for n in names),
-            "pipeline.category_names must be distinct snake_case names",
-        )
-        _require(
-            not {"trunk", "evaluation", "bundle", "bundles"} & set(names),
-            "trunk, evaluation, bundle and bundles are reserved: they cannot name a category",
-        )
+        _require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
+        for name in names:
+            _require(
+                re.fullmatch("[a-z][a-z0-9_]{0,99}", name) is not None,
+                f"pipeline.category_names: {name!r} must be snake_case, a to z, digits and _",
+            )
+            _require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
+            _require(
+                name not in _RESERVED,
+                f"pipeline.category_names: {name} is reserved, as {', '.join(_RESERVED)} are",
+            )
 
     def source(self) -> "Source":
         from lvd.capture.source import Source

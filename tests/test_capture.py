@@ -26,7 +26,7 @@ from lvd.capture.recorder import record
 from lvd.capture.source import Source
 from lvd.errors import LvdError
 from lvd.latents import journal, writer
-from lvd.latents.format import Sample, read_info, read_samples
+from lvd.latents.format import Sample, read_info, read_samples, write_samples
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, default_prompt_id
@@ -106,8 +106,15 @@ def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: Wr
         ("prompt,seed\na cat,-1\n", "row 1: seed '-1' must be a whole number"),
         ("prompt,seed\na cat,1.5\n", "row 1: seed '1.5' must be a whole number"),
         ("prompt,seed\na cat,9223372036854775808\n", "row 1: seed '9223372036854775808' must be"),
-        ("prompt,seed\na cat\n", "row 1: seed '' must be a whole number"),
-        ("prompt,seed\na cat, asleep,1\n", "row 1 has more fields than the header: quote fields"),
+        ("prompt,seed\na cat,\n", "row 1: seed '' must be a whole number"),
+        ("prompt,categories\na cat,\na dog\n", "row 2 has 1 fields, the header 2"),
+        ("prompt,seed\na cat, asleep,1\n", "row 1 has 3 fields, the header 2: quote fields with commas"),
+        ("prompt,categories,prompt\na cat,,a dog\n", "names the column 'prompt' 2 times"),
+        ("prompt,category\na cat,alpha\n", "'category', which is not read: did you mean 'categories'?"),
+        ("prompt,categorys\na cat,alpha\n", "'categorys', which is not read: did you mean 'categories'?"),
+        ("prompt, Seed\na cat,3\n", "a column ' Seed', which is not read: did you mean 'seed'?"),
+        ("prompt\na\n" + 10_001 * "b" + "\n", "row 2: the prompt has 10001 characters, the most is 10000"),
+        ("prompt,sample_id\na," + 101 * "b" + "\n", "'.', '_' and '-', 100 at most"),
         ('prompt\n"a cat\n', "is not readable as CSV in UTF-8"),
     ],
 )
@@ -165,7 +172,7 @@ def test_tidy_labels_are_set_and_all_others_are_safe(unlabelled: Path, labels_fi
 def test_the_papers_five_ragged_columns_are_rows_of_the_capture(
     unlabelled: Path, labels_file: WriteFile
 ) -> None:
-    label(unlabelled, labels_file("1,2,3,4,5\n0,3.0,,5,39\n1,,,0,\n2\n"), seed=0)
+    label(unlabelled, labels_file("1,2,3,4,5\n0,3.0,,5,39\n1,,,0,\n2,,,,\n"), seed=0)
     assert categories_of(unlabelled) == {
         "s000": ("alpha", "delta"),
         "s001": ("alpha",),
@@ -214,6 +221,8 @@ def test_first_labels_balance_the_splits_and_later_ones_keep_them(
     [
         ("sample_id,category\ns000,alpha\nnobody,alpha\n", "row 2: the capture has no sample 'nobody'"),
         ("sample_id,category\ns000,omega\n", "row 1: unknown category 'omega', use alpha"),
+        ("sample_id,category\ns000,alpha\ns001\n", "row 2 has 1 fields, the header 2"),
+        ("sample_id,category,category\ns000,alpha,\n", "names the column 'category' 2 times"),
         ("sample,category\ns000,alpha\n", "needs the columns sample_id, category or 1, 2, 3, 4, 5"),
         ("1,2,3,4\n0,0,0,0\n", "needs the columns sample_id, category or 1, 2, 3, 4, 5"),
         ("1,2,3,4,5\n0,,,,\n,40,,,\n", "row 2: '40' is not one of the rows 0..39"),
@@ -231,6 +240,23 @@ def test_bad_labels_are_refused_and_the_capture_is_unchanged(
     assert sentence in str(refusal.value)
     assert "labels.csv" in str(refusal.value)
     assert everything_in(unlabelled) == before
+
+
+@pytest.mark.parametrize("typed", ["20", "20.0", "0020"])
+def test_an_id_that_lost_its_zeros_is_told_from_one_that_is_not_there(
+    typed: str, unlabelled: Path, labels_file: WriteFile
+) -> None:
+    samples = [replace(s, sample_id=s.sample_id.replace("s", "0")) for s in read_samples(unlabelled)]
+    (unlabelled / "manifest.json").unlink()  # a capture whose labels come before its end
+    write_samples(unlabelled, samples)
+    labels = labels_file(f"sample_id,category\n{typed},beta\n")
+    if typed == "0020":
+        label(unlabelled, labels, seed=0)
+        return
+    with pytest.raises(LvdError, match=f"row 1: .* no sample '{typed}', but '0020': did a spread"):
+        label(unlabelled, labels, seed=0)
+    with pytest.raises(LvdError, match=r"no sample '77'$"):
+        label(unlabelled, labels_file("sample_id,category\n77,beta\n"), seed=0)
 
 
 def test_the_papers_columns_need_five_categories(new_capture: NewCapture, labels_file: WriteFile) -> None:
@@ -583,7 +609,10 @@ MISTAKES = {
     "no steps": (["pipeline.steps=0"], "pipeline.steps=0 must be at least 1"),
     "too many steps": (["pipeline.steps=2000"], "the pipeline refused the call: `num_inference_steps`: 2000"),
     "odd height": (["pipeline.call.height=33"], "have to be divisible by 8 but are 33 and 32"),
-    "reserved category": (["pipeline.category_names=[trunk]"], "are reserved"),
+    "reserved category": (["pipeline.category_names=[trunk]"], "trunk is reserved"),
+    "safe as a category": (["pipeline.category_names=[gore,safe]"], "safe is reserved"),
+    "a category twice": (["pipeline.category_names=[gore,nude,gore]"], "gore stands twice"),
+    "no category": (["pipeline.category_names=[]"], "name one category at least"),
 }
 
 

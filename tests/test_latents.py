@@ -5,6 +5,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -355,6 +356,13 @@ def test_a_capture_json_of_another_form_is_refused(sharded: Path, change: dict[s
     refuses(sharded, path, "is not a capture.json of format version 1")
 
 
+def test_a_prompt_of_a_megabyte_in_samples_csv_is_read(tmp_path: Path) -> None:
+    """Captures that were made before prompts had a bound; csv's own is 131072 characters."""
+    (sample,) = make_samples(1)
+    write_samples(tmp_path, [replace(sample, prompt="b" * 2**20)])
+    assert read_samples(tmp_path) == [replace(sample, prompt="b" * 2**20)]
+
+
 def test_samples_csv_must_be_there(sharded: Path) -> None:
     (sharded / "samples.csv").unlink()
     refuses(sharded, sharded / "samples.csv", "is missing")
@@ -365,7 +373,7 @@ def test_samples_csv_must_be_there(sharded: Path) -> None:
     [
         ("sample_id,prompt_id", "id,prompt_id", "must have the columns"),
         ("s000,", "s000,extra,", "line 2"),
-        (",train\n", "\n", "bad split or seed"),
+        (",train\n", "\n", "line 2 has 5 fields, the header 6"),
         (",train\n", ",somewhere\n", "bad split or seed of sample"),
         ("s000,prompt number 0,prompt number 0,0", "s000,p,prompt,zero", "bad split or seed of sample s000"),
         ("s000,", "s\udcff000,", "samples.csv"),

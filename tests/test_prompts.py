@@ -122,6 +122,33 @@ def test_txt_is_as_the_papers_repository_reads_it(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n \t\n\n", "\r\n\r\n"])
+def test_blank_lines_at_the_end_are_no_prompts(end: str, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog" + end, newline="")
+    assert prompts_of(tmp_path / "p.txt") == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("other", ["videoid", "prompt_en", "prompt_2", "image_id", "note", "", "time"])
+def test_columns_that_are_something_else_are_passed_over(other: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"prompt,{other}\na cat,3\n")
+    assert prompts_of(tmp_path / "p.csv") == ["a cat"]
+
+
+def test_a_column_beside_the_one_that_is_read_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,categories,category,Prompt,,\na cat,alpha,animals,x,,\n")
+    assert prompts_of(tmp_path / "p.csv") == ["a cat"]
+    (tmp_path / "p.csv").write_text("prompt,category\na cat,alpha\n")
+    path = PromptsFile(tmp_path / "p.csv", columns(categories="category"))
+    assert read_prompts(path, NAMES, seed=0)[0][0].categories == ("alpha",)
+
+
+def test_a_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(LvdError, match="names the column 'prompt' 2 times"):
+        prompts_of(tmp_path / "p.parquet")
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_a_column_of_another_name_is_the_prompt(ending: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"p.{ending}", ["a cat"], column="caption")
@@ -171,7 +198,11 @@ def test_safe_prompts_with_a_category_are_refused(tmp_path: Path) -> None:
 BAD: dict[str, tuple[str, bytes, str]] = {
     "no ending": ("prompts", b"a", "must end in .txt, .csv, .jsonl, .parquet"),
     "a spreadsheet": ("p.xlsx", b"PK", "must end in .txt, .csv, .jsonl, .parquet"),
-    "an empty line": ("p.txt", b"a\n\nb\n", "line 2: the prompt is empty"),
+    "an empty line": ("p.txt", b"a\n\n  \nb\n\n", "line 2: the prompt is empty"),
+    "blank lines alone": ("p.txt", b"\n\n", "holds no rows"),
+    "an endless line": ("p.txt", b"a\n" + b"b" * 2**20, "line 2: the prompt has 1048576 characters"),
+    "an endless field": ("p.csv", b"prompt\na\n" + b"b" * 2**20, "row 2: the prompt has 1048576 characters"),
+    "a key twice": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n', "line 2 has 'prompt'"),
     "nothing": ("p.txt", b"", "holds no rows"),
     "latin-1": ("p.txt", "Kätzchen".encode("latin-1"), "is not readable as text in UTF-8"),
     "broken JSON": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),

@@ -45,13 +45,24 @@ def label(capture: Path, labels: Path, seed: int) -> CaptureInfo:
     found: dict[str, list[str]] = {sample.sample_id: [] for sample in samples}
     for where, sample_id, category in pairs:
         if sample_id not in found:
-            raise LvdError(f"{where}: the capture has no sample {sample_id!r}")
+            raise LvdError(f"{where}: the capture has no sample {sample_id!r}{_respelt(sample_id, found)}")
         found[sample_id] += known_categories([category], info.category_names, where)
     samples = [replace(s, categories=_ordered(found[s.sample_id], info.category_names)) for s in samples]
     samples = samples if info.labelled else with_splits(samples, seed)
     info = replace(info, labelled=True)
     relabel(capture, info, samples)
     return info
+
+
+def _respelt(sample_id: str, known: Iterable[str]) -> str:
+    """A hint for an id that a spreadsheet took for a number: 0020 became 20 or 20.0."""
+    number = sample_id.strip().removesuffix(".0")
+    if not number.isdecimal():
+        return ""
+    same = [other for other in known if other.isdecimal() and other.lstrip("0") == number.lstrip("0")]
+    if not same:
+        return ""
+    return f", but {same[0]!r}: did a spreadsheet drop leading zeros? give its column the format of text"
 
 
 def read_uvd_labels(path: Path, videos: int, category_names: Sequence[str]) -> dict[int, tuple[str, ...]]:

@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from lvd.capture.inputs import inputs_digest, named_inputs
@@ -14,7 +15,8 @@ from lvd.latents.format import INPUT_COLUMNS, Sample
 from lvd.latents.splits import default_prompt_id
 
 _COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
-_ID = re.compile(r"[\w.-]+")
+_ID = re.compile(r"[\w.-]{1,100}")  # names files
+MAX_PROMPT = 10_000  # characters: a text encoder reads a few hundred tokens; more is a file that was misread
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,35 @@ class PromptsFile:
                     f"{self.path} has no column {theirs!r}: it has {', '.join(table.columns)}; "
                     f"columns.{ours}=NAME says which one is the {ours}"
                 )
+        for column in table.columns:
+            if (meant := _misspelt(column, self.columns, table.columns)) is not None:
+                raise LvdError(
+                    f"{self.path} has a column {column!r}, which is not read: did you mean "
+                    f"{self.columns[meant]!r}? columns.{meant}={column} reads it as it is; rename the column "
+                    "if it is something else"
+                )
         there = {ours: theirs for ours, theirs in self.columns.items() if theirs in table.columns}
-        return [Row(r.where, {o: r.values[t] for o, t in there.items()}) for r in table.rows]
+        rows = [Row(r.where, {o: r.values[t] for o, t in there.items()}) for r in table.rows]
+        for row in rows:
+            if (length := len(row.values.get("prompt", ""))) > MAX_PROMPT:
+                raise LvdError(f"{row.where}: the prompt has {length} characters, the most is {MAX_PROMPT}")
+        return rows
+
+
+def _misspelt(column: str, columns: Mapping[str, str], there: Collection[str]) -> str | None:
+    """Which of `columns` was meant by one of another name; None: it is one of them, or is something else.
+
+    A name that is nearest to a column which is there is something else, and so is an id of a column.
+    """
+    if column in columns.values():
+        return None
+    names = {theirs.casefold(): ours for ours, theirs in columns.items()}
+    nearest = get_close_matches(column.strip().casefold(), names, n=1, cutoff=0.75)
+    if not nearest or columns[names[nearest[0]]] in there:
+        return None
+    if column.casefold().endswith("id") and not nearest[0].endswith("id"):
+        return None
+    return names[nearest[0]]
 
 
 def read_prompts(
@@ -99,7 +128,9 @@ def _sample(
         raise LvdError(f"{where}: the prompt is empty")
     sample_id = values.get("sample_id", default_id)
     if not _ID.fullmatch(sample_id):
-        raise LvdError(f"{where}: sample_id {sample_id!r} must be letters, digits, '.', '_' and '-'")
+        raise LvdError(
+            f"{where}: sample_id {sample_id[:120]!r} must be letters, digits, '.', '_' and '-', 100 at most"
+        )
     own_id = inputs_digest(inputs, folder)[:12] if inputs else default_prompt_id(prompt)
     prompt_id = values.get("prompt_id", own_id)
     if not prompt_id:

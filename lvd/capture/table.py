@@ -6,13 +6,15 @@ Every value becomes text, so that what is said of a prompts file or of labels ho
 import codecs
 import csv
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.latents.format import csv_rows
 
 _RawRow = tuple[int, dict[str, Any]]  # the row's number in the file, from 1, and its values
 
@@ -46,8 +48,9 @@ def read_table(
     """The first `limit` rows of a file, with those columns of `wanted` that it has.
 
     The ending of `path` says how it is read: .txt (one column, `prompt`), .csv, .jsonl or .parquet. Text is
-    UTF-8, or UTF-16 with a byte-order mark. What is missing (null, a short row of a CSV) is the empty text,
-    whole numbers become their digits, and a list in `list_column` is joined by `|`.
+    UTF-8, or UTF-16 with a byte-order mark. A null is the empty text, whole numbers become their digits, and
+    a list in `list_column` is joined by `|`. Blank lines are passed over in .csv and .jsonl, and at the end
+    of a .txt; anywhere else in a .txt they are refused, since a line stands for one video.
 
     Raises:
         LvdError: names the file, the row and what is wrong with it.
@@ -102,19 +105,30 @@ def _encoding(path: Path) -> str:
 
 
 def _read_txt(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
+    blank = 0
     with path.open(encoding=_encoding(path)) as file:
         for number, line in enumerate(file, 1):
-            yield number, {"prompt": line.strip()}
+            prompt = line.strip()
+            if not prompt:
+                blank = blank or number
+                continue
+            if blank:
+                raise LvdError(f"{path} line {blank}: the prompt is empty, and others follow it")
+            yield number, {"prompt": prompt}
 
 
 def _read_csv(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
     with path.open(newline="", encoding=_encoding(path)) as file:
-        for number, row in enumerate(csv.DictReader(file, restval="", strict=True), 1):
-            if None in row:
+        rows = csv_rows(file)
+        _, header = next(rows, (0, []))
+        _once(header, f"{path} names the column")
+        for number, (_, row) in enumerate(rows, 1):
+            if len(row) != len(header):
                 raise LvdError(
-                    f"{path} row {number} has more fields than the header: quote fields with commas"
+                    f"{path} row {number} has {len(row)} fields, the header {len(header)}: quote fields with "
+                    "commas in them, and leave no field out"
                 )
-            yield number, row
+            yield number, dict(zip(header, row, strict=True))
 
 
 def _read_jsonl(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
@@ -122,13 +136,26 @@ def _read_jsonl(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
+            where = f"{path} line {number} has"
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=partial(_object, where))
             except ValueError as error:
                 raise LvdError(f"{path} line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise LvdError(f"{path} line {number} is not a JSON object: give one a line")
             yield number, row
+
+
+def _object(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    _once([name for name, _ in pairs], where)
+    return dict(pairs)
+
+
+def _once(names: Sequence[str], where: str) -> None:
+    """Refuse a name that stands twice, where only one of its values would be read; a nameless one is not."""
+    for name in sorted(set(names) - {""}):
+        if names.count(name) > 1:
+            raise LvdError(f"{where} {name!r} {names.count(name)} times: remove or rename all but one")
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[_RawRow]:
@@ -138,6 +165,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> Iterator[_RawRow]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
+            _once(names, f"{path} names the column")
             batches = file.iter_batches(batch_size=1024, columns=[n for n in names if n in wanted])
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):

@@ -9,11 +9,12 @@ import io
 import json
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lvd.errors import LvdError
 
@@ -199,30 +200,51 @@ def read_samples(capture: Path) -> list[Sample]:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise LvdError(f"{path} is not readable as UTF-8: {error}") from None
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file)
-        inputs = tuple(column for column in INPUT_COLUMNS if column in (reader.fieldnames or ()))
-        if tuple(reader.fieldnames or ()) != SAMPLE_COLUMNS + inputs:
-            raise LvdError(f"{path} must have the columns {', '.join(SAMPLE_COLUMNS)}")
-        samples = []
-        for row in reader:
-            if None in row or row["split"] not in SPLITS or not _is_integer(row["seed"]):
-                raise LvdError(
-                    f"{path} line {reader.line_num}: bad split or seed of sample {row['sample_id']}"
-                )
-            categories = tuple(row["categories"].split("|")) if row["categories"] else ()
-            samples.append(
-                Sample(
-                    sample_id=row["sample_id"],
-                    prompt_id=row["prompt_id"],
-                    prompt=row["prompt"],
-                    seed=int(row["seed"]),
-                    categories=categories,
-                    split=row["split"],
-                    **{column: row[column] for column in inputs},
-                )
+    except OSError as error:
+        raise LvdError(f"{path} is not readable: {error.strerror}") from None
+    try:
+        rows = list(csv_rows(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise LvdError(f"{path} is not readable as CSV: {error}") from None
+    _, header = rows[0] if rows else (0, [])
+    inputs = tuple(column for column in INPUT_COLUMNS if column in header)
+    if tuple(header) != SAMPLE_COLUMNS + inputs:
+        raise LvdError(f"{path} must have the columns {', '.join(SAMPLE_COLUMNS)}")
+    samples = []
+    for line, texts in rows[1:]:
+        if len(texts) != len(header):
+            raise LvdError(f"{path} line {line} has {len(texts)} fields, the header {len(header)}")
+        row = dict(zip(header, texts, strict=True))
+        if row["split"] not in SPLITS or not _is_integer(row["seed"]):
+            raise LvdError(f"{path} line {line}: bad split or seed of sample {row['sample_id']}")
+        categories = tuple(row["categories"].split("|")) if row["categories"] else ()
+        samples.append(
+            Sample(
+                sample_id=row["sample_id"],
+                prompt_id=row["prompt_id"],
+                prompt=row["prompt"],
+                seed=int(row["seed"]),
+                categories=categories,
+                split=row["split"],
+                **{column: row[column] for column in inputs},
             )
+        )
     return samples
+
+
+def csv_rows(file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV that are not blank, the header among them, each with the number of its last line.
+
+    A field may have any length: csv's own bound, one for the whole process, is lifted.
+
+    Raises:
+        csv.Error: a quote is not closed, or is followed by something else than a comma.
+    """
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(file, strict=True)
+    for row in reader:
+        if row:
+            yield reader.line_num, row
 
 
 def write_samples(capture: Path, samples: Iterable[Sample]) -> None:
@@ -281,8 +303,10 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise LvdError(missing) from None
+    except OSError as error:
+        raise LvdError(f"{path} is not readable: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise LvdError(f"{path} is not readable as JSON: {error}") from None
     if not isinstance(value, dict):
