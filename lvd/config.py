@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.sweep.job import Identity, Job
 
 
-_RESERVED = ("safe", "trunk", "evaluation", "bundle")  # no categories: what is in none, and folders of a run
+_RESERVED = ("safe", "trunk", "evaluation", "bundle", "bundles")  # no categories: what is in none, and folders of a run
 _LAYOUTS = ("BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C")  # of lvd.sampling.layout, without its torch
 
 

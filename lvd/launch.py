@@ -1,7 +1,7 @@
 """From a command line to jobs: what train.py was asked to run, checked before Hydra starts anything."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lvd.config import TrainConfig, typed
@@ -28,14 +28,16 @@ from lvd.sweep.check import (
     refuse,
     weights_bytes,
 )
-from lvd.sweep.grid import AXES, Cell, axis_values, expand_axes, resolve_cells
-from lvd.sweep.progress import print_failures, print_plan, watch
+from lvd.sweep.grid import AXES, Axis, Cell, read_axes, resolve_cells
+from lvd.sweep.log import unheard
+from lvd.sweep.progress import print_failures, print_plan, print_trunk_plan, watch
 from lvd.sweep.results import read_result, read_results
 
 if TYPE_CHECKING:  # torch is not paid for by --help
     from lvd.sweep.job import Identity
 
 _MULTIRUN = ("-m", "--multirun")
+_HERE = ("basic", "joblib")  # launchers whose jobs run on this machine
 _PLUGINS = {  # of our launchers, and the extra that installs it
     "joblib": ("hydra_joblib_launcher", "train"),
     "ray": ("hydra_ray_launcher", "ray"),
@@ -45,9 +47,9 @@ _PLUGINS = {  # of our launchers, and the extra that installs it
 
 @dataclass(frozen=True)
 class Request:
-    """A checked command line: the arguments for Hydra, the configuration and the cells they ask for."""
+    """A checked command line: the configuration, the cells it asks for, and the other arguments."""
 
-    arguments: list[str]
+    arguments: list[str]  # for Hydra, without the axes
     config: TrainConfig
     cells: list[Cell]  # none for task=trunk
     multirun: bool
@@ -69,6 +71,11 @@ class Request:
         from lvd.sweep.state import job_state
 
         run = self.config.run_dir
+        if not self.cells:
+            result = read_result(run / "trunk")
+            found = job_state(run / "trunk", result, self.config.identity(None).config_digest)
+            print_trunk_plan(run, result, "changed" if self.config.force and found == "done" else found)
+            return
         results = read_results(run, self.cells)
         states: dict[Cell, str] = {
             cell: job_state(run / cell.path, result, self.identities[cell].config_digest)
@@ -98,10 +105,9 @@ class Request:
         left = self.left() if self.cells else []
         if self.cells and not left:
             return None
-        arguments = _narrowed(self.arguments, left) if self.multirun else self.arguments
         stop = self.config.run_dir / STOP
         stop.unlink(missing_ok=True)
-        sys.argv[1:] = arguments
+        sys.argv[1:] = [*self.arguments, *_axes_of(left)]
         with self._watch(left), _composed_once():
             try:
                 job()
@@ -172,30 +178,31 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     multirun = any(argument in _MULTIRUN for argument in arguments)
     if any(argument.startswith("-") and argument not in _MULTIRUN for argument in arguments):
         return None
-    expanded = expand_axes(arguments)
-    overrides = [argument for argument in expanded if argument not in _MULTIRUN]
-    config = _first_config(overrides, conf, config_name)
+    axes, others = read_axes(arguments)
+    overrides = [argument for argument in others if argument not in _MULTIRUN]
+    config, launcher = _first_config(overrides, axes, conf, config_name)
     if config.verify:
-        return Request(expanded, config, [], multirun, {}, [])
-    _check_launcher(axis_values(overrides, "hydra/launcher"))
+        return Request(others, config, [], multirun, {}, [])
+    _check_launcher(launcher)
     if config.task == "trunk":
         if multirun:
             raise LvdError("task=trunk is one job: leave out -m")
-        refuse(_trunk_problems(config))
-        return Request(expanded, config, [], multirun, {}, [])
+        if axes:
+            raise LvdError(f"task=trunk trains all categories and steps: leave out {', '.join(axes)}=")
+        refuse(_trunk_problems(config) + _machine_problems(config, launcher))
+        return Request(others, config, [], multirun, {}, [])
 
-    asked = {key: axis_values(overrides, key) for key in AXES}
-    for key, values in asked.items():
-        if not values:
+    for key in AXES:
+        if key not in axes:
             raise LvdError(
                 f"{key} is missing: give category=0..4 step=0..49 with -m, one of each, or task=trunk"
             )
-        if len(values) > 1 and not multirun:
-            raise LvdError(f"{key}={','.join(values)} names {len(values)} jobs: add -m")
-    cells, problems = resolve_cells(config.capture_dir, asked["category"], asked["step"])
+        if len(axes[key]) > 1 and not multirun:
+            raise LvdError(f"{axes[key].typed} names {len(axes[key])} jobs: add -m")
+    cells, problems = resolve_cells(config.capture_dir, axes["category"].parts, axes["step"].parts)
     missing = missing_data(config.capture_dir, [cell.step for cell in cells])
-    problems += data_problem(missing)
-    request = Request(expanded, config, cells, multirun, missing, problems)
+    problems += data_problem(missing) + _machine_problems(config, launcher)
+    request = Request(others, config, cells, multirun, missing, problems)
     if cells:
         problems += _run_problems(config, request.identities[cells[0]], len(cells))
     if not (config.plan and cells):
@@ -209,11 +216,13 @@ def worker_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         LvdError: several workers without -m.
     """
-    expanded = expand_axes(arguments, ("worker",))
-    workers = axis_values(expanded, "worker")
-    if len(workers) > 1 and not any(argument in _MULTIRUN for argument in expanded):
-        raise LvdError(f"worker={','.join(workers)} names {len(workers)} processes: add -m")
-    return expanded
+    axes, others = read_axes(arguments, ("worker",))
+    if "worker" not in axes:
+        return others
+    workers = axes["worker"]
+    if len(workers) > 1 and not any(argument in _MULTIRUN for argument in arguments):
+        raise LvdError(f"{workers.typed} names {len(workers)} processes: add -m")
+    return [*others, f"worker={','.join(workers.values())}"]
 
 
 def _run_problems(config: TrainConfig, identity: "Identity", jobs: int) -> list[str]:
@@ -239,11 +248,21 @@ def _trunk_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-def _check_launcher(chosen: Sequence[str]) -> None:
-    for name in chosen:
-        plugin, extra = _PLUGINS.get(name, ("", ""))
-        if plugin and find_spec(f"hydra_plugins.{plugin}") is None:
-            raise LvdError(f"hydra/launcher={name} needs pip install 'lvd[{extra}]'")
+def _machine_problems(config: TrainConfig, launcher: str) -> list[str]:
+    from lvd.detect.training import check_machine
+
+    try:
+        with unheard():
+            check_machine(config.job().machine, elsewhere=launcher not in _HERE)
+    except LvdError as error:
+        return [str(error)]
+    return []
+
+
+def _check_launcher(name: str) -> None:
+    plugin, extra = _PLUGINS.get(name, ("", ""))
+    if plugin and find_spec(f"hydra_plugins.{plugin}") is None:
+        raise LvdError(f"hydra/launcher={name} needs pip install 'lvd[{extra}]'")
 
 
 def _grid(config: TrainConfig) -> list[Cell]:
@@ -252,14 +271,13 @@ def _grid(config: TrainConfig) -> list[Cell]:
     return [Cell(name, step) for name in info.category_names for step in range(info.stored_steps)]
 
 
-def _narrowed(arguments: Iterable[str], left: Sequence[Cell]) -> list[str]:
-    """The same sweep over the categories and the steps that have jobs left."""
+def _axes_of(left: Sequence[Cell]) -> list[str]:
+    """What makes Hydra sweep the categories and the steps that have jobs left, or run the one there is."""
     values = {
         "category": dict.fromkeys(cell.category for cell in left),
         "step": dict.fromkeys(str(cell.step) for cell in left),
     }
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in AXES]
-    return kept + [f"{key}={','.join(values[key])}" for key in AXES]
+    return [f"{key}={','.join(values[key])}" for key in AXES] if left else []
 
 
 @contextmanager
@@ -276,22 +294,24 @@ def _composed_once() -> Iterator[None]:
         Sweeper.validate_batch_is_legal = validate  # type: ignore[method-assign]
 
 
-def _first_config(overrides: Sequence[str], conf: Path, config_name: str) -> TrainConfig:
-    """The configuration of the first job, with every range checked."""
-    first = []
+def _first_config(
+    overrides: Sequence[str], axes: Mapping[str, Axis], conf: Path, config_name: str
+) -> tuple[TrainConfig, str]:
+    """The configuration of the first job, with every range checked, and the name of its launcher."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.is_sweep_override():
-            first.append(str(override.input_line))
-        elif override.key_or_group in AXES:
-            first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
-        else:
+        if override.is_sweep_override():
             raise LvdError(
                 f"{override.key_or_group} has several values: only category and step are swept, "
                 "give every other setting a run (name=) of its own"
             )
+    first = [line for line in overrides if not line.startswith("hydra.")]  # which the launcher's plugin knows
+    first += [f"{key}={axis.first}" for key, axis in axes.items()]
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        cfg = compose(config_name, [line for line in first if not line.startswith("hydra")])
-    return typed(cfg, TrainConfig)
+        cfg = compose(config_name, first, return_hydra_config=True)
+    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return typed(cfg, TrainConfig), launcher
 
 
 def _job_dir(*, _root_: DictConfig) -> str:

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from conftest import FIVE, NAMES, STEPS
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lvd.detect.training import Machine, check_machine
 from lvd.errors import LvdError
 from lvd.latents.format import CaptureInfo, read_info, write_info
-from lvd.sweep.grid import Cell, axis_values, expand_axes
+from lvd.launch import read_request
+from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells
 from lvd.sweep.job import cell_seed
 
 GRID = ["-m", "category=0..4", "step=0..49"]
@@ -53,11 +56,9 @@ ZERO_TO_49 = [str(step) for step in range(50)]
     ],
 )
 def test_every_spelling_becomes_a_plain_list(given: str, expanded: list[str]) -> None:
-    key = given.partition("=")[0]
-    rewritten = expand_axes([given])
-    assert rewritten == [f"{key}={','.join(expanded)}"]
-    assert axis_values(rewritten, key) == expanded
-    assert hydra_jobs(rewritten) == len(expanded)
+    axis = Axis.parse(given)
+    assert axis.values() == expanded
+    assert (len(axis), axis.first) == (len(expanded), expanded[0])
 
 
 @pytest.mark.parametrize(
@@ -87,17 +88,50 @@ def test_every_spelling_becomes_a_plain_list(given: str, expanded: list[str]) ->
 )
 def test_what_is_no_axis_is_refused_with_its_own_words(given: str) -> None:
     with pytest.raises(LvdError, match=given.partition("=")[0]):
-        expand_axes([given])
+        read_axes([given])
 
 
 def test_other_arguments_are_left_alone() -> None:
-    arguments = ["-m", "name=0..4", "detector.head.epochs=3", "hydra/launcher=joblib", "--help"]
-    assert expand_axes(arguments) == arguments
+    arguments = ["-m", "name=0..4", "stepwise=1", "detector.head.epochs=3", "hydra/launcher=joblib", "--help"]
+    assert read_axes(arguments) == ({}, arguments)
 
 
 def test_the_last_of_an_axis_counts() -> None:
-    assert axis_values(["step=1,2", "category=0", "step=3"], "step") == ["3"]
-    assert axis_values(["stepwise=1"], "step") == []
+    axes, others = read_axes(["step=1,2", "category=0", "step=3", "-m"])
+    assert ({key: axis.values() for key, axis in axes.items()}, others) == (
+        {"step": ["3"], "category": ["0"]},
+        ["-m"],
+    )
+
+
+@pytest.mark.parametrize("step", ["step=0..999999999", "step=range(1000000000)"])
+def test_a_range_is_never_written_out_beyond_the_capture(step: str, train: Shell, captured: Path) -> None:
+    tracemalloc.start()
+    ran = train(*TINY, "-m", "category=0..999999999", step)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert is_refused(ran, train, "unknown categories '2..999999999'", "no steps 3..999999999: it has 0..2")
+    assert peak < 200 * 2**20  # the list of the steps alone would take gigabytes
+    assert ran.err.count("the capture has") == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps", "problem"),
+    [
+        ("step=0..60", [0, 1, 2], "no steps 3..60: it has 0..2"),
+        ("step=range(5,-2,-1)", [2, 1, 0], "no steps -1, 3..5: it has 0..2"),
+        ("step=2,7,0,one,9,7", [2, 0], "no steps 7, one, 9: it has 0..2"),
+        ("step=range(0,9,2)", [0, 2], "no steps 4..8: it has 0..2"),
+        ("step=3..3", [], "no step 3: it has 0..2"),
+        ("step=2..2,range(3)", [2, 0, 1], None),
+    ],
+)
+def test_all_steps_that_are_not_there_are_in_one_sentence(
+    typed: str, steps: list[int], problem: str | None, capture: Path
+) -> None:
+    cells, problems = resolve_cells(capture, ["beta"], Axis.parse(typed).parts)
+    assert cells == [Cell("beta", step) for step in steps]
+    assert problems == ([] if problem is None else [f"the capture has {problem}"])
 
 
 def hydra_jobs(arguments: Sequence[str]) -> int:
@@ -109,11 +143,18 @@ def hydra_jobs(arguments: Sequence[str]) -> int:
 
 
 @pytest.mark.parametrize("step", ["step=0..49", "step=range(50)", "step=0..24,range(25,50)"])
-def test_hydra_makes_250_jobs_of_the_rewritten_grid(step: str) -> None:
-    grid = ["-m", "category=0..4", step, "plan=true"]
-    assert hydra_jobs(expand_axes(grid)) == 250
+def test_hydra_makes_250_jobs_of_the_grid(
+    step: str, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(wide, tmp_path / "wide"))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    request = read_request(["-m", "category=0..4", step, "name=wide"], ROOT / "conf", "train")
+    assert request is not None
+    run: list[int] = []
+    assert request.run(lambda: run.append(hydra_jobs(sys.argv[1:]))) is None
+    assert run == [250]
     if "range" not in step:
-        assert hydra_jobs(grid) == 1  # what Hydra alone would do
+        assert hydra_jobs(["-m", "category=0..4", step]) == 1  # what Hydra alone would do
 
 
 # ---- the plan
@@ -137,6 +178,24 @@ def test_a_plan_of_some_cells(train: Shell, captured: Path) -> None:
     ran = train("-m", "category=alpha", "step=0,2", "plan=true", *TINY)
     assert (ran.code, train.run_dir.exists()) == (0, False)
     assert "2 jobs" in ran.out
+
+
+def test_the_plan_of_a_trunk(train: Shell, captured: Path) -> None:
+    asked = ["task=trunk", "trunk.batches=2", "trunk.fit.epochs=1", "logger=none", *TINY]
+    ran = train(*asked, "plan=true")
+    assert (ran.code, ran.err, train.run_dir.exists()) == (0, "", False)
+    assert "1 job for runs/tiny: the trunk, to do" in ran.out
+    assert train(*asked).code == 0
+    assert "the trunk, done; it took" in train(*asked, "plan=true").out
+    assert "the trunk, changed" in train(*asked, "plan=true", "force=true").out
+
+
+def test_a_device_that_jobs_have_elsewhere_is_not_missed_here() -> None:
+    check_machine(Machine("tpu", "32-true", 0), elsewhere=True)
+    check_machine(Machine("cpu", "bf16-mixed", 0), elsewhere=False)
+    for words in (("quantum", "32-true"), ("auto", "fp8")):
+        with pytest.raises(LvdError, match="Lightning says"):
+            check_machine(Machine(*words, 0), elsewhere=True)
 
 
 # ---- what stops a command line before its first job
@@ -170,7 +229,7 @@ def is_refused(ran: Ran, train: Shell, *words: str) -> bool:
         (["-m", "category=0,1"], ["step is missing"]),
         (["-m", "step=0..2"], ["category is missing"]),
         ([], ["category is missing"]),
-        (["category=0", "step=0..2"], ["step=0,1,2", "add -m"]),
+        (["category=0", "step=0..2"], ["step=0..2 names 3 jobs", "add -m"]),
         (["category=0,1", "step=0"], ["category=0,1", "add -m"]),
         (["-m", "category=0..1", "step=0..2", "epochs=3"], ["epochs"]),
         (["-m", "category=0..1", "step=0..2", "detector.head.epoch=3"], ["epoch"]),
@@ -194,6 +253,12 @@ def is_refused(ran: Ran, train: Shell, *words: str) -> bool:
         (["-m", "category=0", "step=0", "detector.head.epochs=range(3)"], ["epochs has several values"]),
         (["-m", "category=0..1", "step=0..2", "capture=nowhere"], ["no capture at captures/nowhere"]),
         (["-m", "task=trunk"], ["one job", "-m"]),
+        (["task=trunk", "step=0"], ["leave out step="]),
+        (["-m", "category=0..1", "step=0..2", "precision=fp8"], ["'fp8' is invalid", "bf16-mixed"]),
+        (["task=trunk", "precision=fp8"], ["'fp8' is invalid", "bf16-mixed"]),
+        (["task=trunk", "plan=true", "accelerator=quantum"], ["accelerator='quantum'", "Available names"]),
+        (["category=0", "step=0", "accelerator=tpu"], ["accelerator=tpu", "torch_xla"]),
+        (["-m", "category=0..9", "step=0", "accelerator=quantum"], ["'2..9'", "accelerator='quantum'"]),
         (["-m", "category=0..1", "step=0..2", "detector.init=trunk"], ["no trunk", "task=trunk"]),
         (["category=0", "step=0", "seed=1,2"], ["seed"]),
         (["category=0", "step"], ["step"]),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from safetensors import safe_open
@@ -360,17 +361,12 @@ def _fit(
 ) -> _Best:
     """Train, put the best weights by val AUROC back into `module`, and return what is known of them."""
     best = _Best(fit.patience)
-    trainer = Trainer(
-        accelerator=machine.accelerator,
-        devices=1,  # Lightning's DDP would replay the command line into a new sweep
-        precision=machine.precision,  # type: ignore[arg-type]
+    trainer = _trainer(
+        machine,
         max_epochs=fit.epochs,
         check_val_every_n_epoch=_validation_interval(fit.epochs),
         logger=logger if logger is not None else False,
         callbacks=[best, *callbacks],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
     )
@@ -384,6 +380,37 @@ def _fit(
         raise exit.__context__ from None
     best.restore(module)
     return best
+
+
+def _trainer(machine: Machine, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator=machine.accelerator,
+        devices=1,  # Lightning's DDP would replay the command line into a new sweep
+        precision=machine.precision,  # type: ignore[arg-type]
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def check_machine(machine: Machine, *, elsewhere: bool) -> None:
+    """Ask Lightning whether it takes a machine's words, and whether this machine has what they name.
+
+    `elsewhere`: jobs run on other machines, and what is not plugged in or installed here may be there.
+
+    Raises:
+        LvdError: says which words, and why not.
+    """
+    try:
+        _trainer(machine, logger=False)
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        if elsewhere and not isinstance(error, ValueError):
+            return
+        reason = " ".join(str(error).split())
+        raise LvdError(
+            f"accelerator={machine.accelerator} precision={machine.precision}: Lightning says, {reason}"
+        ) from None
 
 
 def _validation_interval(epochs: int) -> int:

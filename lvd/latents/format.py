@@ -89,8 +89,11 @@ class CaptureInfo:
             return names.index(str(category))
         if str(category).isdecimal() and int(category) < len(names):
             return int(category)
-        listed = ", ".join(f"{index}={name}" for index, name in enumerate(names))
-        raise LvdError(f"unknown category {category!r}: the capture has {listed}")
+        raise LvdError(f"unknown category {category!r}: the capture has {self.categories_text()}")
+
+    def categories_text(self) -> str:
+        """The categories as sentences name them."""
+        return ", ".join(f"{index}={name}" for index, name in enumerate(self.category_names))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The grid of jobs: the command line that asks for it, and what must hold before it starts."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from lvd.errors import LvdError
 from lvd.latents.format import read_info, read_samples, step_name
 
 AXES = ("category", "step")
+Part = str | range  # of an axis' values: one as it was typed, or whole numbers, however many
+_MOST = 10_000  # values that a range may be written out as
 
 
 @dataclass(frozen=True)
@@ -25,36 +27,68 @@ class Cell:
         return Path(self.category) / step_name(self.step)
 
 
-def expand_axes(arguments: Sequence[str], axes: Collection[str] = AXES) -> list[str]:
-    """Rewrite the arguments `axis=...` into plain comma lists, which Hydra sweeps.
+@dataclass(frozen=True)
+class Axis:
+    """What a command line gives an axis: as it was typed, and what that names."""
 
-    Knows `a..b` (both ends included), `range(stop)`, `range(start,stop[,step])`, numbers, names, and
-    comma lists of these.
+    typed: str
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def parse(cls, typed: str) -> "Axis":
+        """Read `a..b` (both ends included), `range(stop)`, `range(start,stop[,step])`, a number, a name, or a
+        comma list of these.
+
+        Raises:
+            LvdError: it is none of these.
+        """
+        key, _, value = typed.partition("=")
+        texts = [text.strip() for text in re.split(r",(?![^(]*\))", value)]  # commas outside of range(...)
+        return cls(typed, tuple(_part(typed if len(texts) == 1 else f"{key}={text}", text) for text in texts))
+
+    def __len__(self) -> int:
+        return sum(1 if isinstance(part, str) else len(part) for part in self.parts)
+
+    @property
+    def first(self) -> str:
+        """The first value."""
+        part = self.parts[0]
+        return part if isinstance(part, str) else str(part[0])
+
+    def values(self) -> list[str]:
+        """All values.
+
+        Raises:
+            LvdError: there are more than anyone wants.
+        """
+        if len(self) > _MOST:
+            raise LvdError(f"{self.typed} names {len(self)} values, the most is {_MOST}")
+        return [str(value) for part in self.parts for value in ([part] if isinstance(part, str) else part)]
+
+
+def read_axes(arguments: Sequence[str], axes: Collection[str] = AXES) -> tuple[dict[str, Axis], list[str]]:
+    """The axes that arguments `axis=...` give, the last one of each counting, and the other arguments.
 
     Raises:
-        LvdError: a value is none of these.
+        LvdError: an axis has a value that is not understood.
     """
-    expanded = []
+    found, others = {}, []
     for argument in arguments:
-        key, equals, value = argument.partition("=")
+        key, equals, _ = argument.partition("=")
         if equals and key in axes:
-            argument = f"{key}={','.join(_expand(key, value))}"
-        expanded.append(argument)
-    return expanded
-
-
-def axis_values(arguments: Sequence[str], key: str) -> list[str]:
-    """The values that expanded arguments give an axis, the last one counting; none: []."""
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
-    return given[-1].split(",") if given else []
+            found[key] = Axis.parse(argument)
+        else:
+            others.append(argument)
+    return found, others
 
 
 def resolve_cells(
-    capture: Path, categories: Sequence[str], steps: Sequence[str]
+    capture: Path, categories: Sequence[Part], steps: Sequence[Part]
 ) -> tuple[list[Cell], list[str]]:
     """The cells that are asked for, in order, and every problem with them.
 
-    Problems are unknown categories and steps, and categories without positives in train or val.
+    Problems are unknown categories and steps, a sentence for all of each, and categories without positives in
+    train or val. No range is written out beyond what the capture has.
 
     Raises:
         LvdError: the capture cannot be trained on at all.
@@ -67,42 +101,70 @@ def resolve_cells(
     samples = read_samples(capture)
 
     problems = []
+    indices, unknown = _known(categories, len(info.category_names), info.category_names)
+    if unknown:
+        which = "category" if len(unknown) == 1 and ".." not in unknown[0] else "categories"
+        listed = ", ".join(repr(text) for text in unknown)
+        problems.append(f"unknown {which} {listed}: the capture has {info.categories_text()}")
     names = []
-    for category in categories:
+    for index in indices:
         try:
-            name = info.category_names[info.category_index(category)]
             for split in ("train", "val"):
-                cell_rows(samples, name, split, "all", seed=0)
+                cell_rows(samples, info.category_names[index], split, "all", seed=0)
         except LvdError as error:
             problems.append(str(error))
         else:
-            names.append(name)
-    for step in steps:
-        if not step.isdecimal() or int(step) >= info.stored_steps:
-            problems.append(f"the capture has no step {step}: it has {info.steps_text()}")
-    known = [int(step) for step in dict.fromkeys(steps) if step.isdecimal() and int(step) < info.stored_steps]
-    return [Cell(name, step) for name in dict.fromkeys(names) for step in known], problems
+            names.append(info.category_names[index])
+    known, unknown = _known(steps, info.stored_steps)
+    if unknown:
+        which = "step" if len(unknown) == 1 and ".." not in unknown[0] else "steps"
+        problems.append(f"the capture has no {which} {', '.join(unknown)}: it has {info.steps_text()}")
+    return [Cell(name, step) for name in names for step in known], problems
 
 
-def _expand(key: str, value: str) -> list[str]:
-    parts = [part.strip() for part in re.split(r",(?![^(]*\))", value)]  # commas outside of range(...)
-    if not all(parts):
-        raise LvdError(f"{key}={value} is not understood: write 0..4, 'range(50)', 0,3,7 or names")
-    return [element for part in parts for element in _elements(key, part)]
+def _known(parts: Iterable[Part], count: int, names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+    """The indices from 0 to `count` - 1 that parts name, in order and each once, and the other parts.
+
+    `names` are those of the indices, where they have any.
+    """
+    known: list[int] = []
+    unknown: list[str] = []
+    for part in parts:
+        if isinstance(part, range):
+            inside = [index for index in range(count) if index in part]
+            known += inside if part.step > 0 else inside[::-1]
+            unknown += _outside(part, count)
+        elif part in names:
+            known.append(names.index(part))
+        elif part.isdecimal() and int(part) < count:
+            known.append(int(part))
+        else:
+            unknown.append(part)
+    return list(dict.fromkeys(known)), list(dict.fromkeys(unknown))
 
 
-def _elements(key: str, text: str) -> list[str]:
+def _outside(numbers: range, count: int) -> list[str]:
+    """What a range has below 0 and from `count` on, in words."""
+    rising = numbers if numbers.step > 0 else numbers[::-1]
+    below = range(rising.start, min(0, rising.stop), rising.step)
+    above = range(rising.start, rising.stop, rising.step)[len(range(rising.start, count, rising.step)) :]
+    return [
+        f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in (below, above) if len(part)
+    ]
+
+
+def _part(typed: str, text: str) -> Part:
     try:
         if match := re.fullmatch(r"range\((.*)\)", text):
-            values = range(*(int(part) for part in match[1].split(",")))
+            values = range(*(int(number) for number in match[1].split(",")))
         elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
             values = range(int(match[1]), int(match[2]) + 1)
         elif re.fullmatch(r"\w+", text):
-            return [text]
+            return text
         else:
             raise ValueError
     except (TypeError, ValueError):
-        raise LvdError(f"{key}={text} is not understood: write 0..4, 'range(50)', 0,3,7 or names") from None
+        raise LvdError(f"{typed} is not understood: write 0..4, 'range(50)', 0,3,7 or names") from None
     if not values:
-        raise LvdError(f"{key}={text} is an empty range")
-    return [str(value) for value in values]
+        raise LvdError(f"{typed} is an empty range")
+    return values

@@ -2,6 +2,7 @@
 
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +34,16 @@ def job_log(directory: Path) -> Iterator[None]:
             with path.open("a", encoding="utf-8") as file:
                 file.writelines(traceback.format_exception(error))
             raise
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """While open, what Lightning and warnings have to say goes nowhere."""
+    with ExitStack() as stack:
+        for name in _SPEAKERS:
+            stack.enter_context(_only(logging.getLogger(name), logging.NullHandler()))
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        yield
 
 
 @contextmanager

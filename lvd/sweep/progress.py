@@ -56,6 +56,12 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
     write_index(run, grid, running=False)
 
 
+def print_trunk_plan(run: Path, result: Result | None, state: str) -> None:
+    """The one job of task=trunk: its state, and how long it took the last time."""
+    took = f"; it took {result.seconds:.0f} s" if result is not None and result.status == "done" else ""
+    Console().print(f"1 job for {run}: the trunk, {state}{took}")
+
+
 def print_plan(run: Path, results: dict[Cell, Result | None], states: dict[Cell, str]) -> None:
     """The grid as a table, a row a category: a mark for the state of each job, and the time that is left."""
     console = Console()
