@@ -10,7 +10,7 @@ from lvd.config import TrainConfig, typed
 from lvd.entry import leave_ctrl_c_to_joblib, run
 from lvd.errors import LvdError
 from lvd.jobs import run_job
-from lvd.launch import read_request
+from lvd.launch import read_request, typed_choices_win
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -20,7 +20,9 @@ def job(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    request = read_request(sys.argv[1:], Path(__file__).parent / "conf", "train")
+    conf = Path(__file__).parent / "conf"
+    sys.argv[1:] = typed_choices_win(sys.argv[1:], conf, "train")
+    request = read_request(sys.argv[1:], conf, "train")
     if request is None:  # --help and the like
         job()
         return

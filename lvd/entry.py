@@ -6,12 +6,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from difflib import get_close_matches
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lvd.config import did_you_mean, no_setting
 from lvd.errors import LvdError
 
 
@@ -19,12 +23,12 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`; a user's mistake is printed as a sentence and exits with status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
     try:
+        _order_arguments()
         main()
     except LvdError as error:
         _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        where = " ".join(line.strip() for line in str(error).splitlines()[:2]).strip()
-        _stop(": ".join([where, *str(error.__cause__ or "").splitlines()[:1]]))  # its cause says what
+        _stop(_told(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -48,6 +52,50 @@ def sentences() -> Iterator[None]:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _stop(str(error))
+
+
+def _order_arguments() -> None:
+    """Put the flags before the settings, where Hydra takes them alone; people write them anywhere.
+
+    Raises:
+        LvdError: flags that do not go together, which Hydra answers with a traceback.
+    """
+    args = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    flags = sys.argv[1:]
+    for setting in args.overrides:
+        flags.remove(setting)
+    sys.argv[1:] = [*flags, *args.overrides]
+    modes = {
+        "--run": args.run,
+        "-m": args.multirun,
+        "--cfg": args.cfg is not None,
+        "--info": args.info is not None,
+        "--shell-completion": args.shell_completion,
+    }
+    given = [flag for flag, there in modes.items() if there]
+    if len(given) > 1:
+        raise LvdError(f"{' and '.join(given)} do not go together: leave one of them out")
+    if args.resolve and not (args.cfg or args.help):
+        raise LvdError("--resolve goes with --cfg: --cfg job --resolve")
+    if args.resolve and args.cfg == "hydra":
+        raise LvdError("--cfg hydra --resolve: these values are made of the job's, use --cfg all --resolve")
+
+
+def _told(error: BaseException) -> str:
+    """What Hydra or OmegaConf has against a command line, as one sentence."""
+    cause = error.__cause__ or error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and is_dataclass(cause.object_type):
+        return no_setting(str(cause.full_key), cause.object_type)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    words = [line.strip() for line in lines if not line.startswith("\t")][:2]
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        near = [f"{group}={option}" for option in get_close_matches(name, error.options)]
+        return ". ".join(words) + " " + ", ".join(error.options) + did_you_mean(near)
+    if isinstance(error, OverrideParseException):
+        words.append("(a setting is written key=value, and a value with spaces or commas 'key=\"a, b\"')")
+    sentence = " ".join(words).removeprefix("LvdError raised while resolving interpolation: ")
+    return ": ".join([sentence, *str(error.__cause__ or "").splitlines()[:1]])  # its cause says what
 
 
 def _stop(sentence: str) -> None:

@@ -1,5 +1,7 @@
 """From a command line to jobs: what train.py was asked to run, checked before Hydra starts anything."""
 
+import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -210,6 +212,40 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     return request
 
 
+def typed_choices_win(arguments: Sequence[str], conf: Path, config_name: str) -> list[str]:
+    """A command line whose choices, encoder=base, hold against an experiment's values, encoder.width=32.
+
+    To Hydra, an experiment comes after the groups, so that its values are laid over theirs whoever chose from
+    them; only single settings that are typed come later. So a choice that is typed takes its group's values
+    along, ahead of those settings.
+    """
+    choices = {}
+    for argument in arguments:
+        key, equals, name = argument.partition("=")
+        if equals and re.fullmatch(r"[\w-]+", name) and (conf / key).is_dir():
+            choices[key] = argument
+    if choices.pop("experiment", None) is None:
+        return list(arguments)
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        cfg = compose(config_name, list(choices.values()))
+    values = []  # one by one: of encoder={...} encoder=base, a sweep would keep the last
+    for key in choices:
+        if isinstance(group := cfg.get(key), DictConfig):
+            container: Any = OmegaConf.to_container(group)
+            values += [f"{key}.{name}={_written(value)}" for name, value in container.items()]
+    first = next(place for place, text in enumerate(arguments) if "=" in text and not text.startswith("-"))
+    return [*arguments[:first], *values, *arguments[first:]]
+
+
+def _written(value: Any) -> str:
+    """A value as Hydra's command line has it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_written(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def worker_arguments(arguments: Sequence[str]) -> list[str]:
     """A command line of capture.py for Hydra: `worker=0..3` as a plain list, which it sweeps.
 
@@ -318,6 +354,8 @@ def _job_dir(*, _root_: DictConfig) -> str:
     """A job's output directory below the run's, for conf/train.yaml."""
     if _root_.task == "trunk":
         return "trunk"
+    if _root_.category is None or _root_.step is None:
+        raise LvdError("category and step say which job's directory: give both, or task=trunk")
     info = read_info(Path(_root_.captures) / _root_.capture)
     return str(Cell(info.category_names[info.category_index(_root_.category)], int(_root_.step)).path)
 

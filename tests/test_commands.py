@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import Shell
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +19,50 @@ def test_help_shows_examples_of_this_program(command: str) -> None:
     assert "Settings, with their present values" in shown
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train.py --cfg job -m category=0..1 step=0..2", "-m and --cfg do not go together"),
+        ("capture.py --multirun -c all prompts=x.csv", "-m and --cfg do not go together"),
+        ("evaluate.py --info -m", "-m and --info do not go together"),
+        ("train.py --resolve category=0 step=0", "--resolve goes with --cfg"),
+        ("evaluate.py --resolve", "--resolve goes with --cfg"),
+        ("train.py --cfg hydra --resolve", "use --cfg all --resolve"),
+        ("train.py --cfg all --resolve", "category and step say which job's directory"),
+        ("train.py categoy=0 step=0", "there is no setting categoy: did you mean category?"),
+        ("capture.py pipline=demo", "there is no setting pipline: did you mean pipeline?"),
+        ("capture.py pipeline=animatedif", "did you mean pipeline=animatediff"),
+        ("evaluate.py etaa=3", "there is no setting etaa: did you mean eta?"),
+        ("evaluate.py lam 0.5", "a setting is written key=value"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_answered_in_one_sentence(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = line.split()
+    ran = Shell(script, tmp_path, monkeypatch, capfd)(*arguments)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1), ran.err
+    assert words in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "capture.py --cfg all --resolve",
+        "train.py --cfg all --resolve task=trunk",
+        "evaluate.py --cfg job --resolve",
+    ],
+)
+def test_the_whole_configuration_is_shown(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = line.split()
+    ran = Shell(script, tmp_path, monkeypatch, capfd)(*arguments)
+    assert (ran.code, ran.err) == (0, "")
+    assert "captures: captures" in ran.out
+
+
 def test_shipped_prompts_are_every_scene_once(tmp_path: Path) -> None:
     from lvd.demo.digits import write_prompts
 
@@ -25,3 +70,9 @@ def test_shipped_prompts_are_every_scene_once(tmp_path: Path) -> None:
     shipped = (ROOT / "lvd/demo/prompts.csv").read_bytes()
     assert (tmp_path / "prompts.csv").read_bytes() == shipped
     assert len(set(shipped.decode().splitlines())) == 561
+
+
+def test_flags_stand_anywhere(train: Shell, captured: Path) -> None:
+    ran = train("category=0..1", "-m", "name=tiny", "plan=true", "step=0..2")
+    assert (ran.code, ran.err) == (0, "")
+    assert "6 jobs" in ran.out

@@ -21,7 +21,7 @@ import lvd.sweep.state
 from lvd.config import TrainConfig
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.latents.reader import CaptureReader
-from lvd.launch import read_request
+from lvd.launch import read_request, typed_choices_win
 from lvd.sweep.check import disk_problem
 
 TINY = ["name=tiny", "accelerator=cpu", "encoder.width=16", "encoder.layers=1", "encoder.heads=2"]
@@ -297,13 +297,66 @@ def test_an_experiment_is_one_override(
     assert len(request.cells) == 6
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["one job", "-m"])
+def test_what_is_typed_wins_over_an_experiment(sweep: list[str], train: Shell, captured: Path) -> None:
+    """Choices from groups, single settings, and both, in any order; seen in what the jobs were run with."""
+    captured.rename(captured.with_name("demo"))
+    typed = [
+        "encoder.layers=1",
+        "encoder=small",
+        "logger=csv",
+        "experiment=smoke",
+        "name=tiny",
+        "encoder.heads=4",
+    ]
+    ran = train(*sweep, "category=0", "step=1", *typed, "accelerator=cpu", "detector.network.epochs=1")
+    assert ran.code == 0, ran.err
+    settings = train.results()["alpha/step_01"]["settings"]
+    size = {key: settings[f"encoder.{key}"] for key in ("width", "layers", "heads", "patch")}
+    assert size == {"width": 192, "layers": 1, "heads": 4, "patch": None}
+    assert (train.run_dir / "alpha" / "step_01" / "csv").is_dir()
+
+
+def test_an_experiment_holds_where_nothing_is_typed(
+    train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(train.directory)
+    captured.rename(captured.with_name("demo"))
+    request = read_request(
+        typed_choices_win([*SIX, "experiment=smoke", "seed=3"], ROOT / "conf", "train"),
+        ROOT / "conf",
+        "train",
+    )
+    assert request is not None
+    config = request.config
+    assert (config.encoder.width, config.logger.kind, config.logger.project) == (32, "none", None)
+    assert (config.detector.head.epochs, config.seed) == (2, 3)
+
+
+def test_a_configuration_is_shown_as_it_is_run(train: Shell) -> None:
+    shown = train("--cfg", "job", "experiment=smoke", "encoder=base", "logger=wandb", "encoder.heads=6").out
+    config = yaml.safe_load(shown)
+    assert config["encoder"] == {"width": 768, "layers": 12, "heads": 6, "tubelet": 2, "patch": None}
+    assert config["logger"] == {"kind": "wandb", "project": "lvd", "entity": None}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("devices=2", "running the whole command again"),
         ("detector.head.optimizer=lion", "adamw, adam, sgd"),
         ("detector.head.patience=0", "at least 1"),
-        ("hydra/launcher=cloud", "cloud"),
+        ("hydra/launcher=cloud", "Available options in 'hydra/launcher': basic, joblib, ray"),
+        ("encoder=huge", "Could not find 'encoder/huge'. Available options in 'encoder': base, small, tiny"),
+        ("encoder=smal", "did you mean encoder=small?"),
+        ("experiment=smok", "Available options in 'experiment': demo, smoke: did you mean experiment=smoke?"),
+        ("encode=tiny", "there is no setting encode: did you mean encoder?"),
+        ("+encode=tiny", "there is no setting encode: did you mean encoder?"),
+        ("encoder.widht=3", "there is no setting encoder.widht: did you mean encoder.width?"),
+        ("+encoder.widht=3", "there is no setting encoder.widht: did you mean encoder.width?"),
+        ("epochs=3", "did you mean trunk.fit.epochs or detector.head.epochs or detector.network.epochs?"),
+        ("hydra/lancher=joblib", "did you mean hydra/launcher?"),
+        ("foo=1", "there is no setting foo: --help lists them"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused(
@@ -313,6 +366,8 @@ def test_an_override_that_cannot_be_is_refused(
     assert ran.code == 1
     assert words in ran.err
     assert "Traceback" not in ran.err
+    assert "append to your config" not in ran.err
+    assert (ran.err.count("\n"), train.run_dir.exists()) == (1, False)
 
 
 def test_optimiser_patience_and_cache_are_read(capture: Path, tmp_path: Path) -> None:
