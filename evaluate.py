@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from lvd.config import EvaluateConfig, typed
 from lvd.entry import run, sentences
+from lvd.latents.disk import errors_as_sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -16,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     from lvd.report.tables import print_summary
     from lvd.report.wandb import WandbTarget
 
-    with sentences():
+    with sentences(), errors_as_sentences(Path(cfg.runs) / cfg.name):
         config = typed(cfg, EvaluateConfig)
         run_dir = Path(config.runs) / config.name
         evaluation = evaluate(

@@ -29,6 +29,8 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _stop(_told(error))
+    except OSError as error:
+        _stop(_of_a_file(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
@@ -48,10 +50,17 @@ def sentences() -> Iterator[None]:
     """
     try:
         yield
-    except LvdError as error:
+    except (LvdError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        _stop(str(error))
+        _stop(str(error) if isinstance(error, LvdError) else _of_a_file(error))
+
+
+def _of_a_file(error: OSError) -> str:
+    """What is wrong with a file or a folder that a person can look at; another error is raised again."""
+    if error.filename is None:
+        raise error
+    return f"{error.filename}: {error.strerror}"
 
 
 def _order_arguments() -> None:

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lvd.config import TrainConfig, typed
 from lvd.errors import LvdError
 from lvd.jobs import STOP
+from lvd.latents import disk
 from lvd.latents.format import read_info
 from lvd.sweep.check import (
     data_problem,
@@ -112,9 +113,14 @@ class Request:
         sys.argv[1:] = [*self.arguments, *_axes_of(left)]
         with self._watch(left), _composed_once():
             try:
-                job()
-            except (LvdError, HydraException, OmegaConfBaseException):
+                with disk.errors_as_sentences(self.config.run_dir):
+                    job()
+            except (HydraException, OmegaConfBaseException):
                 raise
+            except LvdError as error:
+                if not self.multirun:
+                    raise
+                return str(error)
             except SystemExit:
                 if not stop.exists():  # else the end of a sweep that fails fast
                     raise
@@ -159,7 +165,8 @@ class Request:
             if done:
                 mean = sum(result.metrics["auroc"] for result in done) / len(done)
                 print(f"{len(done)} of {len(results)} detectors done, mean val AUROC {mean:.3f}")
-                print(f"page: {run / 'index.html'}")
+                if (run / "index.html").is_file():
+                    print(f"page: {run / 'index.html'}")
             return print_failures(run, results, stopped=self.config.fail_fast)
 
         directory = run / (self.cells[0].path if self.cells else "trunk")
@@ -206,7 +213,7 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     problems += data_problem(missing) + _machine_problems(config, launcher)
     request = Request(others, config, cells, multirun, missing, problems)
     if cells:
-        problems += _run_problems(config, request.identities[cells[0]], len(cells))
+        problems += _run_problems(config, request.identities[cells[0]], len(cells), multirun=multirun)
     if not (config.plan and cells):
         refuse(problems)
     return request
@@ -261,14 +268,14 @@ def worker_arguments(arguments: Sequence[str]) -> list[str]:
     return [*others, f"worker={','.join(workers.values())}"]
 
 
-def _run_problems(config: TrainConfig, identity: "Identity", jobs: int) -> list[str]:
+def _run_problems(config: TrainConfig, identity: "Identity", jobs: int, *, multirun: bool) -> list[str]:
     """What the run's directory has against the jobs."""
     if identity.blocked is not None:
         return [identity.blocked]
     used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
     size = weights_bytes(config.run_dir / "trunk", identity.settings)
     return other_configuration(config.run_dir, used, identity.settings) + disk_problem(
-        config.run_dir, jobs, size
+        config.run_dir, jobs, size, page=multirun
     )
 
 
@@ -280,7 +287,9 @@ def _trunk_problems(config: TrainConfig) -> list[str]:
         identity = config.identity(None)
         used = [] if config.force else [read_result(config.run_dir / "trunk")]
         problems += other_configuration(config.run_dir / "trunk", used, identity.settings)
-        problems += disk_problem(config.run_dir, 1, weights_bytes(Path("none"), identity.settings))
+        problems += disk_problem(
+            config.run_dir, 1, weights_bytes(Path("none"), identity.settings), page=False
+        )
     return problems
 
 

@@ -1,5 +1,6 @@
 """What a person sees who types a command and nothing else."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,35 @@ def test_flags_stand_anywhere(train: Shell, captured: Path) -> None:
     ran = train("category=0..1", "-m", "name=tiny", "plan=true", "step=0..2")
     assert (ran.code, ran.err) == (0, "")
     assert "6 jobs" in ran.out
+
+
+def test_a_capture_or_an_evaluation_that_cannot_be_written_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    ran = Shell("capture.py", tmp_path, monkeypatch, capfd)("prompts=p.txt", "name=x", "captures=file")
+    assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+    assert "nothing can be written to file/x" in ran.err
+
+    def refused(*arguments: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "runs/x/evaluation/scores.csv")
+
+    monkeypatch.setattr("lvd.evaluation.evaluate", refused)
+    ran = Shell("evaluate.py", tmp_path, monkeypatch, capfd)("name=x")
+    assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+    assert "nothing can be written to runs/x (runs/x/evaluation/scores.csv: Permission denied)" in ran.err
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "captures" / "x" / "capture.json").mkdir(parents=True)
+    for script, arguments in (
+        ("train.py", ["category=0", "step=0"]),
+        ("evaluate.py", []),
+        ("capture.py", ["verify=true"]),
+    ):
+        ran = Shell(script, tmp_path, monkeypatch, capfd)("name=x", *arguments)
+        assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+        assert "captures/x" in ran.err

@@ -1,13 +1,13 @@
 """What can be asked of a sweep besides running it: plans, refusals, failing fast, loggers, overrides."""
 
 import csv
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import lvd.sweep.job
 import lvd.sweep.state
 from lvd.config import TrainConfig
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
+from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
 from lvd.launch import read_request, typed_choices_win
 from lvd.sweep.check import disk_problem
@@ -69,11 +70,12 @@ def test_a_plan_tells_the_time_that_is_left(train: Shell, captured: Path) -> Non
 
 
 def test_a_full_disk_is_found_before_the_first_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(300 * 2**20))
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 300 * 2**20)
     run = tmp_path / "not" / "there"
-    assert disk_problem(run, 250, 0) == []
-    (sentence,) = disk_problem(run, 250, 2**20)
+    assert disk_problem(run, 250, 0, page=True) == []
+    assert disk_problem(run, 1, 295 * 2**20, page=False) == []
+    assert "1 jobs write about 305 MB" in disk_problem(run, 1, 295 * 2**20, page=True)[0]
+    (sentence,) = disk_problem(run, 250, 2**20, page=False)
     assert "250 jobs write about 312 MB" in sentence
     assert "300 MB are free" in sentence
 
@@ -86,6 +88,68 @@ def test_the_captures_files_are_read_once_for_a_whole_plan(
     monkeypatch.setattr(lvd.sweep.state, "file_sha256", lambda path: read.append(path.name) or digest(path))
     assert train(*SIX, *TINY, "plan=true").code == 0
     assert sorted(read) == ["manifest.json", "samples.csv"]
+
+
+@pytest.fixture
+def read_only(train: Shell) -> Iterator[Path]:
+    """A folder that nobody may write to, the superuser neither."""
+    directory = train.directory / "closed"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k,ro", "lvd-test", str(directory)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.parametrize("plan", [[], ["plan=true"]], ids=["run", "plan"])
+@pytest.mark.parametrize(
+    "asked", [SIX, ["category=0", "step=1"], ["task=trunk"]], ids=["sweep", "one job", "trunk"]
+)
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_job(
+    asked: list[str], plan: list[str], train: Shell, captured: Path, read_only: Path
+) -> None:
+    (train.directory / "file").write_text("")
+    for runs, why in (("closed", "Read-only file system"), ("file/x", "Not a directory")):
+        ran = train(*asked, *TINY, f"runs={runs}", *plan)
+        assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+        assert f"nothing can be written to {runs}/tiny" in ran.err
+        assert why in ran.err
+
+
+def test_a_page_that_cannot_be_written_ends_no_sweep(
+    train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Path, cells: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(run / "index.html"))
+
+    monkeypatch.setattr("lvd.sweep.dashboard.write_index", full)
+    ran = train("-m", "category=0", "step=0..1", *TINY, "logger=none")
+    assert ran.code == 0, ran.err
+    assert "the page runs/tiny/index.html is not up to date: the disk of runs/tiny is full" in ran.err
+    assert "Traceback" not in ran.err
+    assert "page:" not in ran.out
+    assert len(train.results()) == 2
+
+
+def test_a_disk_that_fills_up_in_mid_sweep_is_a_sentence(
+    train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two jobs it cannot even be written that they have failed."""
+    write = lvd.sweep.job.write_result
+
+    def fill_up(directory: Path, result: Any) -> None:
+        if directory.name == "step_01":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(directory, result)
+
+    monkeypatch.setattr(lvd.sweep.job, "write_result", fill_up)
+    ran = train(*SIX, *TINY, "logger=none")
+    assert ran.code == 1
+    assert "the disk of runs/tiny is full (" in ran.err.splitlines()[-1]
+    assert "Traceback" not in ran.err
+    assert list(train.results()) == ["alpha/step_00", "alpha/step_02", "beta/step_00", "beta/step_02"]
 
 
 # ---- a run's name stands for one configuration

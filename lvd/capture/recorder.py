@@ -62,7 +62,7 @@ def record(
     own = samples
     if worker is not None:
         own = [sample for place, sample in enumerate(samples) if place // batch_size % workers == worker]
-    with disk.full_disk_is_a_sentence(directory):
+    with disk.errors_as_sentences(directory):
         if _is_complete(job):
             return
         with lock.alone(directory) if worker is None else lock.beside_others(directory, worker):

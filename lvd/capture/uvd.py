@@ -129,7 +129,7 @@ def import_uvd(
     if writer.is_complete(directory):
         print(f"capture {directory} is complete: {len(samples)} samples, nothing to do")
         return
-    with disk.full_disk_is_a_sentence(directory), lock.alone(directory):
+    with disk.errors_as_sentences(directory), lock.alone(directory):
         _write(directory, info, samples, videos, steps)
     if len(chosen) < len(run.x0):
         print(f"{len(run.x0) - len(chosen)} videos in no column of {labels} were left out")

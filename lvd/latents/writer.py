@@ -102,7 +102,7 @@ def relabel(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None
     Raises:
         LvdError: another process writes the capture, or the files are not those that the manifest knows.
     """
-    with alone(capture), disk.full_disk_is_a_sentence(capture):
+    with disk.errors_as_sentences(capture), alone(capture):
         contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(info)}
         after = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
         manifest = read_manifest(capture) if is_complete(capture) else None
@@ -141,7 +141,7 @@ def finish(capture: Path) -> None:
     shards = committed_shards(capture)
     with (
         progress("writing shards", info.stored_steps, "steps") as advance,
-        disk.full_disk_is_a_sentence(capture),
+        disk.errors_as_sentences(capture),
     ):
         for step in range(info.stored_steps):
             if all(shard.step != step for shard in shards):

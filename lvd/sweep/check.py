@@ -1,15 +1,17 @@
 """What can be known to go wrong with a grid before its first job: all of it, in one list."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.latents import disk
 from lvd.latents.format import Shard, read_manifest, read_samples, step_name
 from lvd.sweep.results import Result
 
 _JOB_BYTES = 256 * 1024  # result.json, logs, configuration and an offline wandb run: 130 KB were measured
+
+_PAGE_BYTES = 2 * 5 * 2**20  # index.html with its library of figures, and the one that is about to replace it
 
 
 def missing_data(capture: Path, steps: Iterable[int]) -> dict[int, str]:
@@ -53,10 +55,11 @@ def weights_bytes(trunk: Path, settings: Mapping[str, Any]) -> int:
     return 4 * 12 * int(settings["encoder.layers"]) * int(settings["encoder.width"]) ** 2
 
 
-def disk_problem(run: Path, jobs: int, bytes_per_job: int) -> list[str]:
-    """Whether the disk has room for `jobs` more jobs, each with weights of `bytes_per_job`."""
-    existing = next(folder for folder in (run, *run.resolve().parents) if folder.is_dir())
-    needed, free = jobs * (bytes_per_job + _JOB_BYTES), shutil.disk_usage(existing).free
+def disk_problem(run: Path, jobs: int, bytes_per_job: int, *, page: bool) -> list[str]:
+    """Whether the disk takes `jobs` more jobs, each with weights of `bytes_per_job`, and the sweep's page."""
+    if (problem := disk.write_problem(run)) is not None:
+        return [problem]
+    needed, free = jobs * (bytes_per_job + _JOB_BYTES) + page * _PAGE_BYTES, disk.free_bytes(run)
     if needed <= free:
         return []
     return [

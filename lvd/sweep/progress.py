@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lvd.errors import LvdError
+from lvd.latents import disk
 from lvd.progress import progress
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import LOG
@@ -41,19 +43,29 @@ def watch(run: Path, cells: Sequence[Cell], grid: Sequence[Cell]) -> Iterator[No
 def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event) -> None:
     from lvd.sweep.dashboard import write_index  # plotly and pandas: not for a single job
 
+    def write_page(*, running: bool) -> str | None:
+        """Why there is no new one, which ends no sweep."""
+        try:
+            with disk.errors_as_sentences(run):
+                write_index(run, grid, running=running)
+        except (LvdError, OSError) as error:
+            return f"the page {run / 'index.html'} is not up to date: {error}"
+        return None
+
     written = time.monotonic()
-    write_index(run, grid, running=True)
+    write_page(running=True)
     with progress("training detectors", tally.waiting, "jobs", Console(stderr=True)) as advance:
         while tally.waiting:
             stopping = stop.is_set()  # one last look after the end
-            advance(tally.look(), *tally.notes())
+            advance(tally.look(), *tally.notes(), *([problem] if problem else []))
             if stopping:
                 break
             if time.monotonic() - written > _PAGE_SECONDS:
-                write_index(run, grid, running=True)
+                write_page(running=True)
                 written = time.monotonic()
             stop.wait(_POLL_SECONDS)
-    write_index(run, grid, running=False)
+    if (problem := write_page(running=False)) is not None:
+        print(problem, file=sys.stderr)
 
 
 def print_trunk_plan(run: Path, result: Result | None, state: str) -> None:
