@@ -237,6 +237,32 @@ def test_latents_that_do_not_belong_to_x0_are_refused(
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"set_alpha_to_one": True}, "set_alpha_to_one=false"),
+        ({"steps_offset": 0}, "steps_offset=1"),
+        ({"timestep_spacing": "trailing"}, "timestep_spacing=leading"),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule=linear"),
+        (
+            {"beta_end": 0.02},
+            "beta_end=0.012",
+        ),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=false"),
+    ],
+)
+def test_the_key_of_the_scheduler_that_fits_is_named(
+    demo_run: DemoRun, tmp_path: Path, dtype: torch.dtype, given: dict[str, Any], told: str
+) -> None:
+    """The files of a run whose scheduler differs from the one that is given in this alone."""
+    files = save(tmp_path, pred_x0=demo_run.pred_x0.to(dtype), pred_xt=demo_run.pred_xt.to(dtype))
+    (tmp_path / "labels.csv").write_text("1,2,3,4,5\n0,,,1,\n")
+    made_by = source(steps=50, scheduler_config={**PAPER, "set_alpha_to_one": False, **given})
+    with pytest.raises(LvdError, match=f"of a step off: with pipeline.scheduler_config.{told} they do$"):
+        import_uvd(made_by, Videos(**files), tmp_path / "labels.csv", tmp_path / "imported")
+
+
 @pytest.mark.parametrize(
     ("scheduler", "config"),
     [

@@ -22,13 +22,26 @@ the latent before step i, has to be `pred_xt[n, i - 1]`.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
 from lvd.sampling.x0 import Scheduler
+
+# What schedulers of Stable Diffusion's family differ in. Betas go in pairs, beta_start and beta_end.
+_MAY_DIFFER: dict[str, tuple[Any, ...]] = {
+    "set_alpha_to_one": (True, False),
+    "steps_offset": (0, 1),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "betas": ((0.00085, 0.012), (0.0001, 0.02), (0.0015, 0.0195)),
+    "rescale_betas_zero_snr": (False, True),
+}
 
 
 @dataclass(frozen=True)
@@ -88,3 +101,40 @@ def ddim_steps(scheduler: Scheduler, steps: int) -> list[DdimStep]:
             )
         )
     return found
+
+
+def fitting_config(
+    scheduler: Scheduler, pred_x0: Tensor, pred_xt: Tensor, allowed: float
+) -> dict[str, Any] | None:
+    """Which keys of a scheduler's configuration have to differ for a video's files to go together.
+
+    `pred_x0` and `pred_xt` `[steps, C, F, H, W]` are what the paper's code saved of one video; a step may be
+    as far off as `allowed`, in the measure of `repair`. Returns the fewest keys that fit, and of those the
+    best; None: none of those that usually differ do.
+    """
+    steps = len(pred_x0)
+    found: dict[int, list[tuple[float, dict[str, Any]]]] = {}
+    for changes in _changes(dict(scheduler.config)):
+        try:
+            levels = ddim_steps(type(scheduler).from_config(dict(scheduler.config), **changes), steps)
+        except (IndexError, ValueError):  # timesteps that the scheduler does not have
+            continue
+        worst = 0.0
+        for step in range(steps - 1, 0, -1):  # the last one tells most of them apart
+            before, after = pred_xt[step - 1].float(), pred_xt[step].float()
+            worst = max(worst, repair(pred_x0[step].float(), after, levels[step], before)[1])
+            if not worst <= allowed:
+                break
+        else:
+            found.setdefault(len(changes), []).append((worst, changes))
+    if not found:
+        return None
+    return min(found[min(found)], key=lambda fit: fit[0])[1]
+
+
+def _changes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every choice of what may differ, as the keys in which it does differ from `config`."""
+    for values in product(*_MAY_DIFFER.values()):
+        chosen = dict(zip(_MAY_DIFFER, values, strict=True))
+        chosen["beta_start"], chosen["beta_end"] = chosen.pop("betas")
+        yield {key: value for key, value in chosen.items() if config.get(key) != value}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvd.capture.labels import read_uvd_labels
 from lvd.capture.prompts import PromptsFile, row_seed
-from lvd.capture.repair import DdimStep, ddim_steps, repair
+from lvd.capture.repair import DdimStep, ddim_steps, fitting_config, repair
 from lvd.capture.source import Source, load_pipeline
 from lvd.capture.table import Row
 from lvd.capture.torch_file import open_tensor, read_numbers
@@ -70,8 +70,12 @@ class _Video:
             self.sample_id, prompt_id, prompt, row_seed(row, UNKNOWN_SEED), self.categories, split=""
         )
 
-    def read(self, steps: Sequence[DdimStep]) -> Tensor:
-        """x0 `[steps, C, F, H, W]` float16, repaired where the run has its latents."""
+    def read(self, steps: Sequence[DdimStep], scheduler: Scheduler) -> Tensor:
+        """x0 `[steps, C, F, H, W]` float16, repaired where the run has its latents.
+
+        Raises:
+            LvdError: the run's files do not go together under `scheduler`, whose levels are `steps`.
+        """
         x0 = torch.empty(self.run.x0.shape[1:], dtype=torch.float16)
         for step in range(len(x0)):
             where = f"video {self.index} of {self.run.files.pred_x0} at step {step}"
@@ -80,13 +84,28 @@ class _Video:
                 after = self.run.xt[self.index, step].float()
                 before = self.run.xt[self.index, step - 1].float() if step > 0 else None
                 found, off = repair(found, after, steps[step], before)
-                if off > _OFF.get(self.run.xt.dtype, _OFF_FLOAT32):
+                allowed = _OFF.get(self.run.xt.dtype, _OFF_FLOAT32)
+                if not off <= allowed:
                     raise LvdError(
-                        f"{where} does not go with {self.run.files.pred_xt}, {off:.2g} of a step off: give "
-                        "the latents after each step of the same run, and its pipeline.scheduler_config"
+                        f"{where} does not go with {self.run.files.pred_xt}, {off:.2g} of a step off: "
+                        + self._way_out(scheduler, allowed)
                     )
             x0[step] = writer.to_float16(found, where)
         return x0
+
+    def _way_out(self, scheduler: Scheduler, allowed: float) -> str:
+        """What to do about files that do not go together under `scheduler`."""
+        assert self.run.xt is not None
+        config = fitting_config(scheduler, self.run.x0[self.index], self.run.xt[self.index], allowed)
+        if config:
+            keys = " ".join(
+                f"pipeline.scheduler_config.{key}={str(value).lower()}" for key, value in config.items()
+            )
+            return f"with {keys} they do"
+        return (
+            "give the latents after each step of the same run, and its pipeline.scheduler_config; no usual "
+            "betas, spacing, steps_offset or set_alpha_to_one fit either"
+        )
 
 
 def import_uvd(
@@ -130,7 +149,7 @@ def import_uvd(
         print(f"capture {directory} is complete: {len(samples)} samples, nothing to do")
         return
     with disk.errors_as_sentences(directory), lock.alone(directory):
-        _write(directory, info, samples, videos, steps)
+        _write(directory, info, samples, videos, steps, scheduler)
     if len(chosen) < len(run.x0):
         print(f"{len(run.x0) - len(chosen)} videos in no column of {labels} were left out")
     if info.x0_from != X_T:
@@ -143,6 +162,7 @@ def _write(
     samples: Sequence[Sample],
     videos: Sequence[_Video],
     steps: Sequence[DdimStep],
+    scheduler: Scheduler,
 ) -> None:
     done = journal.journalled(directory)
     left = [video for video in videos if video.sample_id not in done]
@@ -151,7 +171,7 @@ def _write(
         advance(len(done))
         for start in range(0, len(left), per_batch):
             batch = left[start : start + per_batch]
-            x0 = torch.stack([video.read(steps) for video in batch])
+            x0 = torch.stack([video.read(steps, scheduler) for video in batch])
             writer.begin(directory, info, samples)
             journal.append(directory, [video.sample_id for video in batch], x0)
             advance(len(batch))
