@@ -53,7 +53,7 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
         return None
 
     written = time.monotonic()
-    write_page(running=True)
+    problem = write_page(running=True)
     with progress("training detectors", tally.waiting, "jobs", Console(stderr=True)) as advance:
         while tally.waiting:
             stopping = stop.is_set()  # one last look after the end
@@ -61,7 +61,7 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
             if stopping:
                 break
             if time.monotonic() - written > _PAGE_SECONDS:
-                write_page(running=True)
+                problem = write_page(running=True)
                 written = time.monotonic()
             stop.wait(_POLL_SECONDS)
     if (problem := write_page(running=False)) is not None:
