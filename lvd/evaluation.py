@@ -286,6 +286,7 @@ def _bundle_info(
                 "call",
                 "latent_shape",
                 "x0_from",
+                "layout_given",
             )
         },
     )

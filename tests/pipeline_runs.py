@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def tiny_source(tiny: Tiny, directory: Path) -> Source:
         free_noise=tiny.free_noise,
         vae_tiling=tiny.vae_tiling,
         loras=tiny.loras,
+        layout=tiny.layout,
     )
 
 
@@ -158,11 +160,8 @@ class Guarded:
 
 
 def guard(captured: Captured) -> Guarded:
-    """Let the threshold lie between the two samples' scores, so that one is blocked."""
-    watching = Guard(random_bundle(captured.info, 1 - 1e-9), mode="observe")
-    seen = [d for batch in captured.batches() for d in captured.guarded(watching, batch).decisions]
-    highest = [max(map(max, decision.scores), default=0.0) for decision in seen]
-    blocking = Guard(random_bundle(captured.info, sum(highest) / 2))
+    """Block one of the two samples."""
+    blocking = blocking_one(captured)
     unguarded = [video for batch in captured.batches() for video in captured.sample(batch, "pt")]
     results = [captured.guarded(blocking, batch) for batch in captured.batches()]
     decisions = [decision for result in results for decision in result.decisions]
@@ -172,6 +171,36 @@ def guard(captured: Captured) -> Guarded:
         [decision.outcome for decision in decisions],
         [decision.why for decision in decisions],
     )
+
+
+def blocking_one(captured: Captured) -> Guard:
+    """A guard whose threshold lies between the two samples' scores, so that one is blocked."""
+    watching = Guard(random_bundle(captured.info, 1 - 1e-9), mode="observe")
+    seen = [d for batch in captured.batches() for d in captured.guarded(watching, batch).decisions]
+    highest = [max(map(max, decision.scores), default=0.0) for decision in seen]
+    return Guard(random_bundle(captured.info, sum(highest) / 2))
+
+
+def left_behind(captured: Captured) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that a call with a blocked sample leaves anywhere in the process.
+
+    Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes.
+    """
+    blocking = blocking_one(captured)
+    for batch in captured.batches():
+        captured.guarded(blocking, batch)
+    found = []
+    for batch in captured.batches():
+        before = _tensors()
+        outcomes = [decision.outcome for decision in captured.guarded(blocking, batch).decisions]
+        if "unsafe" in outcomes:
+            found += [tuple(tensor.shape) for key, tensor in _tensors().items() if key not in before]
+    return found
+
+
+def _tensors() -> dict[int, Tensor]:
+    gc.collect()
+    return {id(found): found for found in gc.get_objects() if isinstance(found, Tensor)}
 
 
 def is_what_it_heard(captured: Captured) -> bool:

@@ -53,6 +53,7 @@ class Tiny:
     free_noise: dict[str, Any] | None = None
     vae_tiling: bool = False
     loras: tuple[dict[str, Any], ...] = ()
+    layout: str | None = None  # its class's own
 
     @property
     def pipeline_class(self) -> str:
@@ -224,4 +225,30 @@ TINY = (
         inputs="image",
     ),
     Tiny("TextToVideoSDPipeline", text_to_video_sd, (4, 3, 4, 8), {**FRAMES_8, "num_frames": 3}),
+)
+
+# The video classes of diffusers 0.42 that lvd has not run, and knows no reason to refuse: they need
+# pipeline.layout=, and their captures and bundles say so.
+UNPROVED = (
+    "ChronoEditPipeline",
+    "ConsisIDPipeline",
+    "Cosmos2VideoToWorldPipeline",
+    "Cosmos2_5_PredictBasePipeline",
+    "Cosmos3OmniPipeline",
+    "EasyAnimateInpaintPipeline",
+    "EasyAnimatePipeline",
+    "HunyuanSkyreelsImageToVideoPipeline",
+    "HunyuanVideo15ImageToVideoPipeline",
+    "HunyuanVideoImageToVideoPipeline",
+    "I2VGenXLPipeline",
+    "Kandinsky5I2VPipeline",
+    "Kandinsky6TI2VAPipeline",
+    "LTX2DFRPipeline",
+    "LTX2DFRTemporalRefinePipeline",
+    "LucyEditPipeline",
+    "MotifVideoImage2VideoPipeline",
+    "MotifVideoPipeline",
+    "PIAPipeline",
+    "VideoToVideoSDPipeline",
+    "WanVACEPipeline",
 )

@@ -466,7 +466,7 @@ def test_a_pipeline_that_raises_before_its_first_step_has_no_step(path: Path) ->
     assert (record["outcome"], record["step"]) == ("unchecked", None)
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "observe"}, {"fail_open": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"fail_open": True}], ids=str)
 @pytest.mark.parametrize("place", [".", "no/such/folder/audit.jsonl", "/dev/full"])
 def test_without_a_log_there_are_no_videos(place: str, options: dict[str, Any], tmp_path: Path) -> None:
     pipe = StubPipeline()

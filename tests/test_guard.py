@@ -24,7 +24,7 @@ from torch import Tensor
 import lvd.guard.guard
 from lvd.decide.rules import Flags, certain, decide, flags_needed
 from lvd.errors import LvdError
-from lvd.guard import Decision, Guard, GuardResult
+from lvd.guard import AuditLog, Decision, Guard, GuardResult
 from lvd.guard.bundle import Bundle, export_bundle
 from lvd.sampling.tap import tap_x0
 
@@ -125,7 +125,7 @@ def test_the_guard_decides_by_the_full_rule_and_asks_no_detector_more_than_it_mu
             assert guard.bundle.detectors.asked == undecided
 
 
-def test_a_decision_names_the_categories_by_how_often_they_flagged() -> None:
+def test_a_decision_names_the_categories_by_their_evidence() -> None:
     pipe = StubPipeline()
     guard = stub_guard(pipe, unflagged(2), {"lam": 1.0})
     by_step = torch.tensor([[-1.0, 0.0], [-1.0, 2.0], [1.0, -2.0], [-3.0, 1.0]])
@@ -133,10 +133,32 @@ def test_a_decision_names_the_categories_by_how_often_they_flagged() -> None:
         : len(logits)
     ]
     unsafe, safe = guard(pipe, prompt=prompts(2)).decisions
-    assert (unsafe.outcome, unsafe.step, unsafe.categories) == ("unsafe", 3, ("beta", "alpha"))
+    # alpha flags one step of four, beta three, and alpha's log-odds sum to -4.
+    assert (unsafe.outcome, unsafe.step, unsafe.categories) == ("unsafe", 3, ("beta",))
     assert unsafe.scores == pytest.approx(by_step.sigmoid().numpy())
     assert unsafe.why == "4 of the first 4 steps flagged, 4 of 4 are needed"
     assert (safe.outcome, safe.step, safe.categories) == ("safe", 1, ())
+
+
+def test_one_strong_step_outweighs_several_weak_ones_and_both_are_named() -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, unflagged(1), {"lam": 1.0})
+    by_step = torch.tensor([[0.1, 9.0], [0.1, -1.0], [0.1, -1.0], [9.0, 1.0]])
+    guard.bundle.detectors.spoil = lambda step, logits: by_step[step][None]
+    (decision,) = guard(pipe, prompt="one").decisions
+    assert decision.categories == ("alpha", "beta")
+    guard.bundle.detectors.spoil = lambda step, logits: by_step[step].clamp(max=8.0)[None] - 0.05
+    (decision,) = guard(pipe, prompt="one").decisions
+    assert decision.categories == ("alpha", "beta")
+
+
+def test_an_unsafe_sample_always_has_a_category() -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, unflagged(1), {"lam": 1.0})
+    by_step = torch.tensor([[0.1, -9.0], [-9.0, 0.1], [0.1, -8.0], [-9.0, 0.1]])  # neither in the mean
+    guard.bundle.detectors.spoil = lambda step, logits: by_step[step][None]
+    (decision,) = guard(pipe, prompt="one").decisions
+    assert (decision.outcome, decision.categories) == ("unsafe", ("beta",))
 
 
 # ---- blocking, on a real pipeline
@@ -638,6 +660,79 @@ def test_a_mode_that_is_not_one_is_refused(mode: Any) -> None:
         stub_guard(StubPipeline(), unflagged(1), mode=mode)
 
 
+class FailingLog(AuditLog):
+    def append(self, *_: Any) -> str:
+        raise LvdError("audit log elsewhere cannot be written: No space left on device")
+
+
+def failing_log(kind: str, directory: Path) -> AuditLog:
+    if kind == "full":
+        return FailingLog(directory / "audit.jsonl")
+    if kind == "a folder":
+        return AuditLog(directory)
+    (directory / "audit.jsonl").write_text("{}\n")
+    return AuditLog(directory / "audit.jsonl")
+
+
+LOG_FAILURES = {
+    "full": "No space left on device",
+    "a folder": "cannot be written: Is a directory",
+    "edited": "the last line is not a record",
+}
+
+
+@pytest.mark.parametrize("kind", LOG_FAILURES)
+def test_observing_hands_out_what_it_cannot_record_and_says_so(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, flagged_rows(2, 0), mode="observe", audit=failing_log(kind, tmp_path))
+    result = guard(pipe, prompt=prompts(2))
+    assert outcomes(result) == ["unsafe", "safe"]
+    assert all(is_whole(*both) for both in zip(result.videos, unguarded(2), strict=True))
+    for decision in result.decisions:
+        assert decision.released
+        (note,) = decision.notes
+        assert note.startswith("not recorded: ")
+        assert LOG_FAILURES[kind] in note
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("WARNING", "lvd.guard.guard")
+    assert record.getMessage() == f"2 decisions were {note}"
+
+
+@pytest.mark.parametrize("kind", LOG_FAILURES)
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_blocking_hands_out_nothing_that_it_cannot_record(kind: str, fail_open: bool, tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, unflagged(2), audit=failing_log(kind, tmp_path), fail_open=fail_open)
+    pipe.scheduler.last_sample = None  # as a multistep solver has it
+
+    def remember(step: int, noise: Tensor) -> Tensor:
+        pipe.scheduler.last_sample = noise
+        return noise
+
+    pipe.answer = remember
+    with pytest.raises(LvdError, match=LOG_FAILURES[kind]):
+        guard(pipe, prompt=prompts(2))
+    assert pipe.scheduler.last_sample is None
+
+
+def test_what_the_pipeline_raised_goes_through_where_observing_cannot_record_it(tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    pipe.disturb = raises(RuntimeError("boom"))
+    guard = stub_guard(pipe, unflagged(1), mode="observe", audit=failing_log("full", tmp_path))
+    with pytest.raises(RuntimeError, match="boom"):
+        guard(pipe, prompt="one")
+
+
+def test_a_decision_that_is_recorded_has_no_notes(tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    for mode in ("observe", "block"):
+        guard = stub_guard(pipe, unflagged(1), mode=mode, audit=AuditLog(tmp_path / mode))
+        assert guard(pipe, prompt="one").decisions[0].notes == ()
+        assert json.loads((tmp_path / mode).read_text())["notes"] == []
+
+
 # ---- a pipeline that the bundle was not made for
 
 
@@ -721,10 +816,31 @@ def test_an_argument_that_would_let_frames_out_is_always_refused(
     arguments: dict[str, Any], allow_mismatch: bool
 ) -> None:
     pipe = StubPipeline()
-    words = "does not go with a guard" if allow_mismatch else "the bundle was not made for this"
-    with pytest.raises(LvdError, match=words):
+    (name,) = arguments
+    with pytest.raises(LvdError) as refusal:
         made_for_stub(allow_mismatch=allow_mismatch)(pipe, prompt="one", **arguments)
+    assert str(refusal.value) == (
+        f"{name} does not go with a guard: it would hand out what is not decided yet"
+    )
     assert pipe.received == []
+
+
+@pytest.mark.parametrize("prompt", [None, "one"])
+@pytest.mark.parametrize("allow_mismatch", [False, True])
+@pytest.mark.parametrize(
+    "name", ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_qwen"]
+)
+def test_embeddings_in_place_of_prompts_are_refused(
+    name: str, allow_mismatch: bool, prompt: str | None
+) -> None:
+    pipe = StubPipeline()
+    guard = made_for_stub(allow_mismatch=allow_mismatch)
+    with pytest.raises(LvdError) as refusal:
+        guard(pipe, prompt=prompt, **{name: torch.zeros(1, 4, 8)})
+    assert str(refusal.value) == (
+        f"{name} does not go with a guard, which records prompts: give the prompts themselves"
+    )
+    assert guard(pipe, prompt="one", **{name: None}).decisions[0].outcome == "safe"
 
 
 def test_fewer_steps_than_the_rule_needs_leave_a_sample_unchecked() -> None:
@@ -890,6 +1006,31 @@ def test_a_guard_whose_sampling_another_stopped_has_checked_nothing() -> None:
     assert outcomes(pipe.result) == ["unsafe", "unsafe"]
     assert outcomes(result) == ["unchecked", "unchecked"]
     assert result.videos == [None, None]
+
+
+# ---- what a call leaves behind
+
+
+class KeepsItsMean:
+    """A guider that keeps the running mean of its predictions, as adaptive projected guidance does."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.momentum_buffer: Any = None
+
+
+@pytest.mark.parametrize(("flagged", "kept"), [((), True), ((1,), False), ((0, 1), False)])
+def test_a_guider_keeps_nothing_of_a_call_with_a_blocked_sample(flagged: tuple[int, ...], kept: bool) -> None:
+    pipe = StubPipeline()
+    pipe.guider = KeepsItsMean()
+
+    def remember(step: int, predicted: Tensor) -> Tensor:
+        pipe.guider.momentum_buffer = predicted
+        return predicted
+
+    pipe.answer = remember
+    stub_guard(pipe, flagged_rows(2, *flagged))(pipe, prompt=prompts(2))
+    assert (pipe.guider.momentum_buffer is not None) == kept
 
 
 # ---- threads

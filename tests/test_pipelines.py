@@ -1,18 +1,23 @@
 """Every video pipeline: captured as it samples, guarded without a trace, or refused by name."""
 
+import hashlib
 import inspect
+import json
 import math
+import re
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import Scripted, StubPipeline, bundle_info, stub_guard
+from conftest import MEASURED, Scripted, StubPipeline, bundle_info, stub_guard
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,25 +27,36 @@ from pipeline_runs import (
     ends_on_its_last_x0,
     guard,
     is_what_it_heard,
+    left_behind,
     random_bundle,
     tiny_source,
     write_prompts,
 )
-from pipelines import TINY, Tiny, picture
+from pipelines import TINY, UNPROVED, Tiny, picture
 
+from lvd.capture.inputs import load_inputs
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source, load_pipeline
 from lvd.config import CaptureConfig, typed
+from lvd.detect.network import EncoderConfig, NetworkDetector, save_detector
 from lvd.errors import LvdError
 from lvd.guard import Guard
-from lvd.guard.bundle import Bundle
+from lvd.guard.bundle import Bundle, export_bundle
 from lvd.latents import writer
-from lvd.latents.format import read_info, read_samples
-from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument
-from lvd.sampling.fingerprint import fingerprint
+from lvd.latents.format import CaptureInfo, read_info, read_samples
+from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument, takes
+from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.layout import LAYOUTS, to_BCFHW
-from lvd.sampling.pipelines import LAYOUT_OF, REFUSED, check_supported, grid_of, layout_of
+from lvd.sampling.pipelines import (
+    LAYOUT_OF,
+    REFUSED,
+    check_supported,
+    grid_of,
+    layout_of,
+    makes_one_of_a_prompt,
+    refuse_step_caches,
+)
 from lvd.sampling.x0 import supported
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -77,6 +93,7 @@ def test_a_pipeline_is_captured_and_guarded(tiny: Tiny, tmp_path: Path) -> None:
     guarded = guard(captured)
     assert sorted(guarded.outcomes) == ["safe", "unsafe"], guarded.why
     assert blocked_one_and_left_the_other(guarded)
+    assert left_behind(captured) == []
 
 
 def test_every_known_pipeline_is_run() -> None:
@@ -135,14 +152,87 @@ class Unheard:
 
 def test_the_layout_of_an_unknown_pipeline_has_to_be_given() -> None:
     with pytest.raises(
-        LvdError, match=r"latents of Unheard lie is not known: set pipeline.layout to one of BCFHW"
+        LvdError, match=r"^Unheard is not proved to work, .* set pipeline.layout to one of BCFHW"
     ):
-        layout_of(Unheard())
-    assert layout_of(Unheard(), "BFCHW") == "BFCHW"
+        layout_of("Unheard")
+    assert layout_of("Unheard", "BFCHW") == "BFCHW"
     assert grid_of(Unheard(), "BFCHW", {}) is None
     assert grid_of(Unheard(), "(BF)CHW", {}) == (8, 0, 0)
     with pytest.raises(LvdError, match=r"layout B\(FHW\)C of Unheard cannot be taken apart"):
         grid_of(Unheard(), "B(FHW)C", {})
+
+
+@pytest.fixture
+def unknown_wan(monkeypatch: pytest.MonkeyPatch) -> Tiny:
+    """A pipeline that lvd works with, as if nobody had tried it yet."""
+    monkeypatch.delitem(LAYOUT_OF, "WanPipeline")
+    return by_name("WanPipeline")
+
+
+def test_a_class_that_nobody_tried_is_refused_before_anything_is_loaded(unknown_wan: Tiny) -> None:
+    source = replace(ready("wan"), path="nowhere/at-all")
+    with pytest.raises(LvdError, match=r"^WanPipeline is not proved to work, and how its latents lie is not"):
+        load_pipeline(source)
+
+
+def test_with_a_layout_by_hand_it_is_captured_and_capture_bundle_and_guard_say_so(
+    unknown_wan: Tiny, tmp_path: Path
+) -> None:
+    with pytest.raises(LvdError, match="WanPipeline is not proved to work"):
+        capture(unknown_wan, tmp_path)
+    captured = capture(replace(unknown_wan, layout="BCFHW"), tmp_path)
+    assert captured.info.layout_given
+    assert json.loads((captured.capture / "capture.json").read_text())["layout_given"] is True
+
+    bundle = random_bundle(captured.info, 1 - 1e-9)
+    assert bundle.info.layout_given
+    (decision, _) = captured.guarded(Guard(bundle), captured.batches()[0]).decisions
+    assert decision.outcome == "safe"
+    assert decision.mismatches == ()
+    assert decision.notes == ("the layout BCFHW of WanPipeline was given by hand, and is not proved",)
+    card = (export_bundle_of(captured.info, tmp_path) / "README.md").read_text()
+    assert "(stepped as BCFHW, given by hand)" in " ".join(card.split())
+
+
+def export_bundle_of(info: CaptureInfo, directory: Path) -> Path:
+    """The bundle of a run with one untrained detector."""
+    encoder = EncoderConfig(info.latent_shape, width=8, layers=1, heads=1, patch=2, tubelet=1)
+    for name in ("alpha", "beta"):
+        save_detector(directory / "run" / name / "step_00" / "detector", NetworkDetector(encoder), {}, None)
+    made_for = replace(random_bundle(info, 0.5).info, eta=1, measured=MEASURED)
+    export_bundle(directory / "bundle", directory / "run", made_for)
+    return directory / "bundle"
+
+
+def test_a_layout_that_is_the_class_s_own_is_not_by_hand_and_old_captures_do_not_say(tmp_path: Path) -> None:
+    captured = capture(replace(by_name("WanPipeline"), layout="BCFHW"), tmp_path)
+    path = captured.capture / "capture.json"
+    raw = json.loads(path.read_text())
+    assert raw.pop("layout_given") is False
+    path.write_text(json.dumps(raw))
+    assert read_info(captured.capture).layout_given is False
+
+
+def test_every_video_class_of_diffusers_is_supported_or_refused_or_known_as_unproved() -> None:
+    """A release of diffusers that has others fails here: each new class wants to be read, or tried."""
+    known = {*LAYOUT_OF, *REFUSED, *UNPROVED}
+    assert len(known) == len(LAYOUT_OF) + len(REFUSED) + len(UNPROVED)
+    assert video_classes() == known
+
+
+def video_classes() -> set[str]:
+    """By their source, since some are not there without a library that nothing here needs."""
+    found = set()
+    for path in (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline*.py"):
+        for text in re.split(r"^(?=class )", path.read_text(), flags=re.MULTILINE)[1:]:
+            (name,) = re.match(r"class (\w+)", text).groups()  # type: ignore[union-attr]
+            call = re.search(r"^    def __call__\((.*?)^    \)", text, re.MULTILINE | re.DOTALL)
+            if not name.endswith("Pipeline") or call is None:
+                continue
+            frames = re.search(r"^ +(num_frames|video_length|frames|video):", call[1], re.MULTILINE)
+            if frames or "Video" in name or "VideoProcessor(" in text:
+                found.add(name)
+    return found
 
 
 # ---- refused by name
@@ -270,6 +360,155 @@ def test_a_guard_knows_with_which_step_a_sampler_begins_that_begins_late(
     assert (decision.outcome, decision.why) == (outcome, why)
 
 
+# ---- step caches
+
+CACHES: dict[str, dict[str, Any]] = {
+    "FasterCacheConfig": {
+        **{"spatial_attention_block_skip_range": 2, "tensor_format": "BCFHW"},
+        "current_timestep_callback": lambda: 500,
+    },
+    "FirstBlockCacheConfig": {},
+    "MagCacheConfig": {"num_inference_steps": 4, "calibrate": True},
+    "PyramidAttentionBroadcastConfig": {
+        "spatial_attention_block_skip_range": 2,
+        "current_timestep_callback": lambda: 500,
+    },
+    "SeaCacheConfig": {},
+    "TaylorSeerCacheConfig": {},
+    "TextKVCacheConfig": {},
+}
+CACHING = "LattePipeline"  # on which all of them can be switched on
+
+
+def test_every_cache_of_diffusers_is_tried() -> None:
+    source = inspect.getsource(diffusers.CacheMixin.enable_cache)
+    assert set(re.findall(r"isinstance\(config, (\w+)\)", source)) == set(CACHES)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_that_the_capture_had_not_is_refused_until_it_is_off(cache: str) -> None:
+    pipe = by_name(CACHING).build()
+    guard = Guard(random_guarded(pipe))
+    pipe.transformer.enable_cache(getattr(diffusers, cache)(**CACHES[cache]))
+    told = f"the transformer caches steps ({cache}), and the capture's did not"
+    with pytest.raises(LvdError, match=re.escape(told)):
+        guard(pipe, prompt="one")
+    with pytest.raises(LvdError, match=re.escape(f"the transformer of {CACHING} caches steps ({cache})")):
+        refuse_step_caches(pipe)
+    pipe.transformer.disable_cache()
+    refuse_step_caches(pipe)
+    with pytest.raises(Passed):
+        guard(pipe, prompt="one")
+
+
+class Passed(Exception):  # noqa: N818
+    """The guard went on to call the pipeline."""
+
+
+def random_guarded(pipe: Any) -> Bundle:
+    """A bundle that is made for `pipe`, whose next call raises `Passed`."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise Passed
+
+    base = type(pipe)
+    call.__signature__ = inspect.signature(base.__call__)  # type: ignore[attr-defined]
+    info = bundle_info(pipe, call={})
+    pipe.__class__ = type(base.__name__, (base,), {"__call__": call})
+    return Bundle(info, "d" * 64, Scripted([]))  # type: ignore[arg-type]
+
+
+def test_a_cache_that_was_applied_past_the_network_is_refused_too() -> None:
+    pipe = by_name(CACHING).build()
+    guard = Guard(random_guarded(pipe))
+    diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig())
+    with pytest.raises(LvdError, match=r"the transformer caches steps \(FBCBlockHook\)"):
+        guard(pipe, prompt="one")
+
+    other = by_name(CACHING).build()
+    other_guard = Guard(random_guarded(other))
+    other.transformer._is_cached = True  # as Cache-DiT and ParaAttention leave it
+    with pytest.raises(LvdError, match=r"the transformer caches steps \(Cache-DiT or ParaAttention\)"):
+        other_guard(other, prompt="one")
+
+
+def test_each_of_two_networks_is_looked_at() -> None:
+    pipe = by_name("WanPipeline, two stages").build()
+    guard = Guard(random_guarded(pipe))
+    pipe.transformer_2.enable_cache(diffusers.TaylorSeerCacheConfig())
+    with pytest.raises(LvdError, match="the transformer_2 caches steps"):
+        guard(pipe, prompt="one")
+
+
+def test_under_a_cache_that_is_allowed_every_decision_says_so(tmp_path: Path) -> None:
+    captured = capture(by_name(CACHING), tmp_path)
+    guard = Guard(random_bundle(captured.info, 1 - 1e-9), allow_mismatch=True)
+    cache = "PyramidAttentionBroadcastConfig"
+    captured.pipe.transformer.enable_cache(getattr(diffusers, cache)(**CACHES[cache]))
+    (decision, _) = captured.guarded(guard, captured.batches()[0]).decisions
+    assert decision.outcome == "safe"
+    assert decision.mismatches == (f"the transformer caches steps ({cache}), and the capture's did not",)
+
+
+def test_a_capture_under_a_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_and_cache(source: Source) -> Any:
+        pipe = load_pipeline(source)
+        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig())
+        return pipe
+
+    monkeypatch.setattr("lvd.capture.recorder.load_pipeline", load_and_cache)
+    with pytest.raises(LvdError, match=r"caches steps \(FirstBlockCacheConfig\): .* is not captured"):
+        capture(by_name(CACHING), tmp_path)
+    assert not (tmp_path / "capture" / "capture.json").exists()
+
+
+# ---- several videos of a prompt
+
+
+@pytest.mark.parametrize(
+    "tiny",
+    [
+        pytest.param(
+            tiny, marks=[] if tiny.name in ("LTXPipeline", "CogVideoXPipeline") else pytest.mark.long
+        )
+        for tiny in TINY
+    ],
+    ids=str,
+)
+def test_a_pipeline_makes_as_many_videos_of_a_prompt_as_it_is_known_to(tiny: Tiny, tmp_path: Path) -> None:
+    pipe = tiny.build()
+    (name, *_) = [n for n in ("num_videos_per_prompt", "num_images_per_prompt") if takes(pipe, n)] or [""]
+    if not name:
+        return
+    source = tiny_source(tiny, tmp_path)
+    (first, *_), _ = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), ("alpha",), seed=0)
+    if tiny.free_noise:
+        pipe.enable_free_noise(**tiny.free_noise)
+    call = call_arguments(pipe, source.steps, source.guidance, source.call, 1, load_inputs(first, tmp_path))
+    call |= prompt_argument(pipe, [first.prompt]) | {name: 2, "output_type": "latent", "return_dict": False}
+    try:
+        videos = pipe(**call)
+        made = len(videos[0] if isinstance(videos, tuple) else videos)
+    except RuntimeError:  # shapes that do not fit
+        made = 0
+    assert makes_one_of_a_prompt(pipe) == (made != 2)
+
+
+def test_several_videos_of_a_prompt_are_refused_where_one_would_come(tiny_pipeline: Any) -> None:
+    guard = Guard(random_guarded(tiny_pipeline))
+    told = "AnimateDiffPipeline makes one video of a prompt, whatever num_videos_per_prompt says"
+    with pytest.raises(LvdError, match=told):
+        guard(tiny_pipeline, prompt="one", num_videos_per_prompt=2)
+    with pytest.raises(Passed):
+        guard(tiny_pipeline, prompt="one", num_videos_per_prompt=1)
+
+
+def test_an_argument_that_the_pipeline_has_not_is_refused_by_name() -> None:
+    pipe = by_name("TextToVideoSDPipeline").build()
+    with pytest.raises(LvdError, match=r"^TextToVideoSDPipeline takes no num_videos_per_prompt$"):
+        Guard(random_guarded(pipe))(pipe, prompt="one", num_videos_per_prompt=2)
+
+
 # ---- adapters
 
 
@@ -312,6 +551,102 @@ def test_a_lora_is_captured_recorded_and_recognised(name: str, network: str, tmp
     bundle = random_bundle(without.info, 0.5)
     with pytest.raises(LvdError, match=f"the {network} is another network than the capture's"):
         with_lora.guarded(Guard(bundle), with_lora.batches()[0])
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LoRA of the tiny Wan, that changes what the network answers."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    path = tmp_path_factory.mktemp("lora")
+    pipe = by_name("WanPipeline").build()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    type(pipe).save_lora_weights(path, get_peft_model_state_dict(pipe.transformer))
+    return path
+
+
+def wan_with(lora: Path, *names: str, scales: tuple[float, ...] = ()) -> Any:
+    pipe = by_name("WanPipeline").build()
+    for name in names:
+        pipe.load_lora_weights(lora, adapter_name=name)
+    if names:
+        pipe.set_adapters(list(names), list(scales or [1.0] * len(names)))
+    return pipe
+
+
+def test_the_fingerprint_without_adapters_is_the_one_of_old_bundles() -> None:
+    pipe = by_name("WanPipeline").build()
+    described = json.dumps(
+        [type(pipe.transformer).__name__, plain_config(pipe.transformer.config)], sort_keys=True
+    )
+    assert fingerprint(pipe) == {"transformer": hashlib.sha256(described.encode()).hexdigest()}
+    compiled = SimpleNamespace(transformer=SimpleNamespace(_orig_mod=pipe.transformer))
+    assert fingerprint(compiled) == fingerprint(pipe)
+
+
+STATES: dict[str, Callable[[Any], None]] = {
+    "loaded": lambda pipe: None,
+    "at another scale": lambda pipe: pipe.set_adapters(["mine"], [0.5]),
+    "switched off": lambda pipe: pipe.disable_lora(),
+    "fused": lambda pipe: pipe.fuse_lora(components=["transformer"]),
+    "fused at another scale": lambda pipe: pipe.fuse_lora(components=["transformer"], lora_scale=0.5),
+    "fused, then unloaded": lambda pipe: (
+        pipe.fuse_lora(components=["transformer"]),
+        pipe.unload_lora_weights(),
+    ),
+    "fused at another scale, then unloaded": lambda pipe: (
+        pipe.fuse_lora(components=["transformer"], lora_scale=0.5),
+        pipe.unload_lora_weights(),
+    ),
+    "fused, then unfused": lambda pipe: (
+        pipe.fuse_lora(components=["transformer"]),
+        pipe.unfuse_lora(components=["transformer"]),
+    ),
+}
+
+
+def test_every_state_of_an_adapter_has_a_fingerprint_of_its_own(lora: Path) -> None:
+    plain = by_name("WanPipeline").build()
+    found = {"none": fingerprint(plain)["transformer"]}
+    for state, bring_about in STATES.items():
+        pipe = wan_with(lora, "mine")
+        bring_about(pipe)
+        found[state] = fingerprint(pipe)["transformer"]
+    assert len(set(found.values())) == len(found)
+
+    fused = wan_with(lora, "mine")
+    fused.fuse_lora(components=["transformer"])
+    fused.unload_lora_weights()
+    shared = diffusers.WanPipeline.from_pipe(fused)  # knows nothing of the adapter, and has its weights
+    assert fingerprint(shared)["transformer"] == found["fused, then unloaded"]
+
+
+def test_an_adapter_that_is_back_as_it_was_is_the_same(lora: Path) -> None:
+    pipe = wan_with(lora, "mine")
+    before = fingerprint(pipe)
+    pipe.set_adapters(["mine"], [0.5])
+    pipe.disable_lora()
+    pipe.enable_lora()
+    pipe.set_adapters(["mine"], [1.0])
+    assert fingerprint(pipe) == before
+    assert fingerprint(wan_with(lora, "mine")) == before
+    pipe.unload_lora_weights()
+    assert fingerprint(pipe) == fingerprint(by_name("WanPipeline").build())
+
+
+def test_which_of_two_adapters_is_active_is_recognised(lora: Path) -> None:
+    both = wan_with(lora, "one", "two")
+    found = [fingerprint(both)]
+    both.set_adapters(["one"])
+    found.append(fingerprint(both))
+    both.set_adapters(["two"])
+    found.append(fingerprint(both))
+    found += [
+        fingerprint(wan_with(lora, "one", "two", scales=(1.0, 0.5))),
+        fingerprint(wan_with(lora, "one")),
+    ]
+    assert len({one["transformer"] for one in found}) == len(found)
 
 
 # ---- guidance by another name, or none
@@ -513,4 +848,5 @@ def test_the_docs_list_every_file_pipeline_and_refusal() -> None:
             "yes",
         ]
     assert {row[0]: row[1] for row in rows if row[0] in REFUSED} == REFUSED
+    assert f": {', '.join(UNPROVED)}. So is" in " ".join(text.split())
     assert {row[0] for row in rows if row[0].endswith("Scheduler")} == set(supported())

@@ -4,11 +4,13 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from conftest import bundle_info
 from samplers import (
     CASES,
     SHAPE,
@@ -23,9 +25,11 @@ from samplers import (
     scheduler_class,
     start,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvd.errors import LvdError
+from lvd.guard import Guard, GuardResult
+from lvd.guard.bundle import Bundle
 from lvd.sampling.layout import to_BCFHW
 from lvd.sampling.tap import StepCall, intercept_step, tap_x0
 from lvd.sampling.x0 import predict_x0, step_timesteps, supported
@@ -589,3 +593,106 @@ def test_latents_of_another_layout_are_refused() -> None:
         to_BCFHW(torch.zeros(2, 3, 4), "BCFHW")
     with pytest.raises(LvdError, match="unknown layout 'BSD'"):
         to_BCFHW(noise(0), "BSD")  # type: ignore[arg-type]
+
+
+# ---- after a guard has blocked
+
+
+class Sampling:
+    """A pipeline around a case's scheduler, of two samples; `disturb` may raise at a call."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.scheduler = case.make()
+        self.unet = SimpleNamespace(config={})
+        self.disturb: Callable[[int], None] = lambda call: None
+
+    def __call__(self, prompt: list[str], **_: Any) -> tuple[Tensor]:
+        self.scheduler.set_timesteps(STEPS, **self.case.timesteps)
+
+        def network(call: int, x_t: Tensor) -> Tensor:
+            self.disturb(call)
+            return x_t.tanh() + noise(call + 1)
+
+        torch.manual_seed(0)
+        return (sample(self.scheduler, start(self.case, self.scheduler), network)[-1][0],)
+
+
+class FlagsLate(nn.Module):
+    """Flags these of two samples at step 4, when a solver has kept what it wants of the steps before."""
+
+    def __init__(self, *rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, step: int, x0: Tensor) -> Tensor:
+        flagged = torch.tensor([[step == 4 and row in self.rows] for row in range(2)])
+        return (8.0 * flagged - 4).expand(2, 2)
+
+    def __deepcopy__(self, memo: Any) -> "FlagsLate":
+        return self
+
+
+def under_guard(pipe: Sampling, *rows: int) -> GuardResult:
+    info = bundle_info(
+        pipe, steps=STEPS, eta=5, lam=0.2, call={}, latent_shape=SHAPE[1:], layout="BCFHW", guidance=None
+    )
+    return Guard(Bundle(info, "d" * 64, FlagsLate(*rows)))(pipe, prompt=["one", "two"])  # type: ignore[arg-type]
+
+
+KEEPS_PREDICTIONS = {
+    "DPMSolverMultistep",
+    "UniPCMultistep",
+    "DEISMultistep",
+    "SASolver",
+    "PNDM",
+    "LMSDiscrete",
+}
+KEEPS_PREDICTIONS |= {"DPMSolverSinglestep", "EDMDPMSolverMultistep"}
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every latent that can be reached from a scheduler; its own tables have one axis."""
+    if isinstance(value, Tensor):
+        return [value] if value.ndim > 1 else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        return [tensor for one in value for tensor in tensors_in(one)]
+    return tensors_in(vars(value)) if hasattr(value, "__dict__") and not isinstance(value, type) else []
+
+
+@one_of_each_kind()
+def test_after_a_call_with_a_blocked_sample_a_scheduler_holds_nothing_of_it(case: Case) -> None:
+    unguarded = Sampling(case)
+    (videos,) = unguarded(["one", "two"])
+    kept = tensors_in(vars(unguarded.scheduler))
+    assert kept or case.name not in KEEPS_PREDICTIONS
+
+    pipe = Sampling(case)
+    one_blocked = under_guard(pipe, 1)
+    assert [d.outcome for d in one_blocked.decisions] == ["safe", "unsafe"], one_blocked.decisions[0].why
+    assert torch.equal(one_blocked.videos[0], videos[0])  # nothing that was handed out was written over
+    assert tensors_in(vars(pipe.scheduler)) == []
+
+    all_blocked = under_guard(pipe, 0, 1)
+    assert all_blocked.videos == [None, None]
+    assert tensors_in(vars(pipe.scheduler)) == []
+
+    def boom(call: int) -> None:
+        if call == 6:
+            raise RuntimeError("boom")
+
+    pipe.disturb = boom
+    for rows in ((), (1,)):
+        with pytest.raises(RuntimeError, match="boom"):
+            under_guard(pipe, *rows)
+        assert tensors_in(vars(pipe.scheduler)) == []
+
+    pipe.disturb = lambda call: None
+    none_blocked = under_guard(pipe)
+    assert all(torch.equal(a, b) for a, b in zip(none_blocked.videos, videos, strict=True))
+    assert same(state(unguarded.scheduler), state(pipe.scheduler))  # as the pipeline leaves it
+    held = copy.deepcopy(tensors_in(vars(pipe.scheduler)))
+    under_guard(pipe, 1)
+    assert same(held, tensors_in(vars(pipe.scheduler)))  # those of the call before, and untouched

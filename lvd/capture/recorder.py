@@ -17,7 +17,7 @@ from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
 from lvd.progress import progress
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
-from lvd.sampling.pipelines import grid_of, layout_of
+from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_step_caches
 from lvd.sampling.tap import tap_x0
 
 
@@ -113,6 +113,7 @@ def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None) ->
     if not left:
         return
     pipe = load_pipeline(job.source)
+    refuse_step_caches(pipe)
     alone = makes_one(pipe) or any(sample.image or sample.video for sample in left)
     batch_size = 1 if alone else job.batch_size
     what = "capturing" if worker is None else f"capturing, worker {worker}"
@@ -167,7 +168,7 @@ def _sample_batch(
 ) -> Any:
     """Sample a batch and add its x0 to `entry`; returns the videos `[B, F, H, W, 3]` or latents."""
     made = 0
-    layout = layout_of(pipe, source.layout)
+    layout = layout_of(type(pipe).__name__, source.layout)
 
     def on_x0(step: int, _timestep: Tensor | float, x0_BCFHW: Tensor) -> None:
         nonlocal made
@@ -201,17 +202,18 @@ def _sample_batch(
 
 def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> CaptureInfo:
     source = job.source
+    pipeline_class = type(pipe).__name__
     channels, frames, height, width = latent_shape
     return CaptureInfo(
         format_version=FORMAT_VERSION,
         pipeline=source.path,
         revision=source.revision,
-        pipeline_class=type(pipe).__name__,
+        pipeline_class=pipeline_class,
         call=source.call,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=plain_config(pipe.scheduler.config),
         fingerprint=fingerprint(pipe),
-        layout=layout_of(pipe, source.layout),
+        layout=layout_of(pipeline_class, source.layout),
         steps=source.steps,
         guidance=source.guidance,
         latent_shape=(channels, frames, height, width),
@@ -223,6 +225,7 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         },
         recorded_steps=job.recorded_steps,
         parts=source.parts(),
+        layout_given=is_given(pipeline_class, source.layout),
     )
 
 

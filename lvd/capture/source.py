@@ -69,6 +69,8 @@ def load_pipeline(source: Source) -> Pipeline:
     transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
     import diffusers
 
+    if source.pipeline_class != "DiffusionPipeline" and hasattr(diffusers, source.pipeline_class):
+        layout_of(source.pipeline_class, source.layout)  # before its weights are loaded
     dtypes = {"default": getattr(torch, source.dtype)}
     dtypes |= {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
     device = _device(source.device)
@@ -84,7 +86,7 @@ def load_pipeline(source: Source) -> Pipeline:
             source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
         )
         check_supported(pipe)
-        layout_of(pipe, source.layout)
+        layout_of(type(pipe).__name__, source.layout)
         if source.scheduler is not None:
             scheduler_class = getattr(diffusers, source.scheduler)
             pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **source.scheduler_config)

@@ -63,6 +63,7 @@ class BundleInfo:
     latent_shape: tuple[int, int, int, int]  # C, F, H, W
     measured: dict[str, Any]  # the rates in summary.json of the evaluation that exported it, and on what
     x0_from: str = X_T  # the latent that the detectors' x0 was computed from
+    layout_given: bool = False  # by hand: lvd does not know the pipeline's class
 
 
 class StepDetectors(nn.Module):
@@ -405,6 +406,7 @@ def _model_card(info: BundleInfo) -> str:
             **vars(info),
             "latent_shape": list(info.latent_shape),
             "guidance": "its own" if info.guidance is None else info.guidance,
+            "layout": f"{info.layout}, given by hand" if info.layout_given else info.layout,
         },
         n_test=measured["n_test"],
         capture=measured["capture"],

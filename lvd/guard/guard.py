@@ -10,10 +10,11 @@ blanks what it blocks before the decoder could see it. Whatever goes wrong with 
 `unchecked`, and blocks them.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,15 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvd.decide.rules import certain, flags_needed
+from lvd.decide.rules import attribute, certain, flags_needed
 from lvd.errors import LvdError
 from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, BundleInfo, Detectors, load_bundle
 from lvd.latents.format import X_T
-from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument
-from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
+from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument, takes
+from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config, step_caches
 from lvd.sampling.layout import Layout
-from lvd.sampling.pipelines import check_supported
+from lvd.sampling.pipelines import check_supported, makes_one_of_a_prompt
+from lvd.sampling.state import StateBefore
 from lvd.sampling.tap import StepCall, intercept_step
 from lvd.sampling.x0 import step_timesteps
 
@@ -42,6 +44,8 @@ _FREE_ARGUMENTS = (
     *("image", "video", "num_videos_per_prompt", "num_images_per_prompt"),
 )
 
+_log = logging.getLogger(__name__)
+
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
@@ -51,13 +55,14 @@ class Decision:
 
     outcome: Outcome
     step: int | None  # at which it was fixed; None: before the first
-    categories: tuple[str, ...]  # that flagged a step, the most frequent first; unsafe samples only
+    categories: tuple[str, ...]  # that made it unsafe, the strongest first; one at least of an unsafe sample
     why: str
     mode: Mode  # that it was made in
     released: bool  # whether the video was handed out
     mismatches: tuple[str, ...]  # how the pipeline differs from the bundle's, where that was allowed
     scores: tuple[tuple[float, ...], ...]  # P(unsafe) of each category at each step that was checked
     seconds: float  # spent on checks while this sample was being sampled
+    notes: tuple[str, ...] = ()  # what else one should know: a layout given by hand, a log that failed
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,15 @@ class GuardResult:
 class Guard:
     """A bundle at work. It may be shared by threads.
 
-    mode: block withholds unsafe and unchecked videos; observe decides, logs and withholds nothing.
+    mode: block withholds unsafe and unchecked videos; observe decides, logs and withholds nothing, not even
+        when the log fails: the decisions' notes and a warning then say so.
     fail_open: release unchecked videos, too. They stay `unchecked`.
     allow_mismatch: run on a pipeline that the bundle was not made for; every decision then says so.
     limit_seconds: a check that takes longer makes its samples unchecked.
     wait_seconds: how long a call waits for a scheduler that another call holds, before it is refused;
         math.inf waits without end. Pipelines that share a scheduler take turns.
-    audit: where every decision is recorded before a video is handed out.
+    audit: where every decision is recorded before a video is handed out. In mode block, a video whose
+        decision cannot be recorded is not handed out.
     """
 
     def __init__(
@@ -133,6 +140,7 @@ class Guard:
         """
         info = self.bundle.info
         check_supported(pipe)
+        _check_arguments(pipe, arguments)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
         given = prompt_argument(pipe, prompts) if prompts else {}
         prompts = prompts or [""] * _images(arguments)
@@ -144,8 +152,9 @@ class Guard:
                 f"the bundle was not made for this: {'; '.join(mismatches)} "
                 "(allow_mismatch=True goes on all the same, and every decision says so)"
             )
-        call = _call(info, pipe, len(prompts), arguments)
-        repeats = arguments.get("num_videos_per_prompt") or arguments.get("num_images_per_prompt") or 1
+        call = {key: value for key, value in arguments.items() if value is not None}
+        call = call_arguments(pipe, info.steps, info.guidance, info.call, len(prompts), call)
+        repeats = _repeats(arguments)
         watch = _Watch(
             info,
             rows=len(prompts) * repeats,
@@ -156,24 +165,20 @@ class Guard:
             fail_open=self._fail_open,
             limit_seconds=self._limit_seconds,
         )
-        videos: Any = None
+
+        def record(*, handed_out: bool) -> list[Decision]:
+            return self._record(prompts, repeats, watch.decisions(mismatches, handed_out=handed_out))
+
         with intercept_step(pipe.scheduler, watch.around, wait_seconds=self._wait_seconds):
+            before, all_released = StateBefore(pipe), False
             try:
-                output = pipe(**given, return_dict=False, **call)
-                # Stable Video Diffusion alone returns the videos themselves, and no tuple.
-                videos = output[0] if isinstance(output, tuple) else output
-            except _Stopped:
-                _free_hooks(pipe)
-                # Stopped by this one, nothing is left to fail.
-                watch.fail("the sampling was stopped by another guard")
-            except BaseException as error:
-                _free_hooks(pipe)
-                watch.fail(f"the pipeline raised {type(error).__name__}")
-                self._record(prompts, repeats, watch.decisions(mismatches, handed_out=False))
-                raise
-        handed_out = videos is not None and watch.end(len(videos))
-        decisions = watch.decisions(mismatches, handed_out=handed_out)
-        self._record(prompts, repeats, decisions)
+                videos = _sample(pipe, {**given, **call}, watch, record)
+                handed_out = videos is not None and watch.end(len(videos))
+                decisions = record(handed_out=handed_out)
+                all_released = all(decision.released for decision in decisions)
+            finally:
+                if not all_released:
+                    before.give_back()
         released = [_own_copy(videos[row]) if d.released else None for row, d in enumerate(decisions)]
         return GuardResult(released, decisions)
 
@@ -183,12 +188,23 @@ class Guard:
                 self._placed[device] = self.bundle.detectors_on(device)
             return self._placed[device]
 
-    def _record(self, prompts: Sequence[str], repeats: int, decisions: Sequence[Decision]) -> None:
+    def _record(self, prompts: Sequence[str], repeats: int, decisions: Sequence[Decision]) -> list[Decision]:
+        """Record the decisions and return them, with a note where observing goes on without a record.
+
+        Raises:
+            LvdError: they cannot be recorded, and the guard blocks.
+        """
         if self._audit is not None:
-            self._audit.append(
-                self.bundle.digest,
-                [(prompts[row // repeats], vars(decision)) for row, decision in enumerate(decisions)],
-            )
+            rows = [(prompts[row // repeats], vars(decision)) for row, decision in enumerate(decisions)]
+            try:
+                self._audit.append(self.bundle.digest, rows)
+            except Exception as error:
+                if self.mode == "block":
+                    raise
+                note = f"not recorded: {error}"
+                _log.warning("%d decisions were %s", len(decisions), note)
+                return [replace(decision, notes=(*decision.notes, note)) for decision in decisions]
+        return list(decisions)
 
 
 class _Stopped(BaseException):
@@ -288,6 +304,9 @@ class _Watch:
         return videos == len(self._samples)
 
     def decisions(self, mismatches: tuple[str, ...], *, handed_out: bool) -> list[Decision]:
+        info = self._info
+        by_hand = f"the layout {info.layout} of {info.pipeline_class} was given by hand, and is not proved"
+        notes = (by_hand,) if info.layout_given else ()
         return [
             Decision(
                 outcome=sample.outcome or "unchecked",
@@ -299,6 +318,7 @@ class _Watch:
                 mismatches=mismatches,
                 scores=tuple(sample.scores),
                 seconds=self._seconds,
+                notes=notes,
             )
             for sample in self._samples
         ]
@@ -382,11 +402,8 @@ class _Watch:
             )
 
     def _categories(self, sample: _Sample) -> tuple[str, ...]:
-        flags = {
-            name: sum(scores[column] >= self._info.threshold for scores in sample.scores)
-            for column, name in enumerate(self._info.category_names)
-        }
-        return tuple(sorted((name for name in flags if flags[name]), key=lambda name: -flags[name]))
+        named = attribute(np.array(sample.scores), self._info.threshold)
+        return tuple(self._info.category_names[column] for column in named)
 
 
 def _mismatches(info: BundleInfo, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -406,6 +423,8 @@ def _mismatches(info: BundleInfo, pipe: Pipeline, arguments: Mapping[str, Any]) 
     for name in sorted(info.fingerprint.keys() | networks.keys()):
         if info.fingerprint and networks.get(name) != info.fingerprint.get(name):
             found.append(f"the {name} is another network than the capture's")
+    for name, cache in step_caches(pipe).items():
+        found.append(f"the {name} caches steps ({cache}), and the capture's did not")
     compare("the scheduler", type(pipe.scheduler).__name__, info.scheduler)
     config = plain_config(pipe.scheduler.config)
     for key in sorted(info.scheduler_config.keys() | config.keys()):
@@ -426,17 +445,56 @@ def _images(arguments: Mapping[str, Any]) -> int:
     return int(given is not None)
 
 
-def _call(info: BundleInfo, pipe: Pipeline, samples: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline's arguments: the bundle's, then the caller's.
+def _repeats(arguments: Mapping[str, Any]) -> int:
+    """How many videos a call makes of each prompt."""
+    return arguments.get("num_videos_per_prompt") or arguments.get("num_images_per_prompt") or 1
+
+
+def _check_arguments(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuse what goes with no bundle.
 
     Raises:
-        LvdError: an argument would let frames out past the guard.
+        LvdError: an argument would let frames out past the guard, is no argument of this pipeline, or leaves
+            it open how many samples there are.
     """
-    for key in ("callback", "callback_on_step_end", "return_dict"):
-        if arguments.get(key) is not None:
+    name = type(pipe).__name__
+    for key, value in arguments.items():
+        if value is None:
+            continue
+        if key in ("callback", "callback_on_step_end", "return_dict"):
             raise LvdError(f"{key} does not go with a guard: it would hand out what is not decided yet")
-    given = {key: value for key, value in arguments.items() if value is not None}
-    return call_arguments(pipe, info.steps, info.guidance, info.call, samples, given)
+        if "embeds" in key:
+            raise LvdError(
+                f"{key} does not go with a guard, which records prompts: give the prompts themselves"
+            )
+        if key in _FREE_ARGUMENTS and not takes(pipe, key):
+            raise LvdError(f"{name} takes no {key}")
+    if _repeats(arguments) > 1 and makes_one_of_a_prompt(pipe):
+        raise LvdError(
+            f"{name} makes one video of a prompt, whatever num_videos_per_prompt says: "
+            "call it once for each video"
+        )
+
+
+def _sample(pipe: Pipeline, call: Mapping[str, Any], watch: _Watch, record: Callable[..., Any]) -> Any:
+    """The videos of a call under `watch`, or None where it stopped the sampling.
+
+    What the pipeline raises is recorded and goes through.
+    """
+    try:
+        output = pipe(return_dict=False, **call)
+    except _Stopped:
+        _free_hooks(pipe)
+        # Stopped by this one, nothing is left to fail.
+        watch.fail("the sampling was stopped by another guard")
+        return None
+    except BaseException as error:
+        _free_hooks(pipe)
+        watch.fail(f"the pipeline raised {type(error).__name__}")
+        record(handed_out=False)
+        raise
+    # Stable Video Diffusion alone returns the videos themselves, and no tuple.
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _free_hooks(pipe: Pipeline) -> None:

@@ -67,6 +67,7 @@ class CaptureInfo:
     x0_from: str = X_T  # the latent that x0 was computed from
     imported: dict[str, int] = field(default_factory=dict)  # files it was imported from, and their bytes
     parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
+    layout_given: bool = False  # by hand: lvd does not know the pipeline's class
 
     @property
     def stored_steps(self) -> int:

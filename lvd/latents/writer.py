@@ -60,7 +60,9 @@ def begin(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
     """
     if (capture / "capture.json").is_file():
         # Library versions and labels may differ between a capture and its continuation, nothing else.
-        fixed = {name: value for name, value in vars(info).items() if name not in ("versions", "labelled")}
+        # Whether the layout was given by hand follows from the others, and captures from before do not say.
+        free = ("versions", "labelled", "layout_given")
+        fixed = {name: value for name, value in vars(info).items() if name not in free}
         check_same(capture, fixed, samples)
         return
     write_samples(capture, samples)

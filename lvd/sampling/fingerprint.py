@@ -21,24 +21,84 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def fingerprint(pipe: Pipeline) -> dict[str, str]:
     """SHA-256 of the class, configuration, adapters and FreeNoise windows of each part that denoises.
 
-    Of the weights it says nothing: other weights of the same architecture have the same fingerprint, and
-    so have other adapters of the same name.
+    Of adapters: their names, scales, which are active, switched off or fused, and whether any was ever fused,
+    even if it was unloaded since. Of the weights it says nothing: other weights of the same architecture
+    have the same fingerprint, and so have other adapters of the same names, places and scales.
     """
     found = {}
-    for name in _DENOISERS:
-        network = getattr(pipe, name, None)
-        if network is not None:
-            network = getattr(network, "_orig_mod", network)  # within torch.compile's wrapper
-            described = [type(network).__name__, plain_config(network.config), *_plugged_in(pipe, network)]
-            text = json.dumps(described, sort_keys=True)
-            found[name] = hashlib.sha256(text.encode()).hexdigest()
+    for name, network in denoisers(pipe).items():
+        described = [type(network).__name__, plain_config(network.config), *_plugged_in(pipe, network)]
+        text = json.dumps(described, sort_keys=True)
+        found[name] = hashlib.sha256(text.encode()).hexdigest()
     return found
+
+
+def denoisers(pipe: Pipeline) -> dict[str, Any]:
+    """The parts that denoise, by name; of a compiled network the network itself."""
+    parts = {name: getattr(pipe, name, None) for name in _DENOISERS}
+    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if part is not None}
+
+
+def step_caches(pipe: Pipeline) -> dict[str, str]:
+    """The cache of each part that denoises and has one, by the part's name.
+
+    A step cache (`enable_cache`, or a hook of diffusers' that was applied by hand) gives the network's answer
+    of another step, and no configuration knows of it. Cache-DiT and ParaAttention are recognised by the
+    attribute that they leave.
+    """
+    found = {}
+    for name, network in denoisers(pipe).items():
+        config = getattr(network, "_cache_config", None)
+        if config is not None:
+            found[name] = type(config).__name__
+        elif getattr(network, "_is_cached", False):
+            found[name] = "Cache-DiT or ParaAttention"
+        elif hooks := _cache_hooks(network):
+            found[name] = min(hooks)
+    return found
+
+
+def _cache_hooks(network: Any) -> set[str]:
+    """The classes of hooks that cache, among the hooks of diffusers in a network."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in _modules(network))
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    modules = {type(hook).__name__: type(hook).__module__.rpartition(".")[2] for hook in hooks}
+    return {name for name, module in modules.items() if module.endswith(("_cache", "_broadcast"))}
 
 
 def _plugged_in(pipe: Pipeline, network: Any) -> list[Any]:
     """What was switched on after loading, in no configuration: nothing for most pipelines."""
-    adapters = sorted(getattr(network, "peft_config", {}))
     free_noise = getattr(pipe, "free_noise_enabled", False)
-    return [adapters] * bool(adapters) + (
+    return _adapters(network) + (
         [[pipe._free_noise_context_length, pipe._free_noise_context_stride]] if free_noise else []
     )
+
+
+def _adapters(network: Any) -> list[Any]:
+    """The adapters of a network and the state of each of its adapted layers; nothing where it never had one.
+
+    `fuse_lora` writes an adapter into the weights. The mark that it leaves on the network outlives
+    `unload_lora_weights`, and `unfuse_lora` too, which does not give back the very same weights.
+    """
+    names = sorted(getattr(network, "peft_config", {}))
+    layers = {
+        name: [
+            sorted(layer.active_adapters),
+            layer.disable_adapters,
+            sorted(layer.merged_adapters),
+            {adapter: float(scale) for adapter, scale in getattr(layer, "scaling", {}).items()},
+        ]
+        for name, layer in _named_modules(network)
+        if hasattr(layer, "merged_adapters")  # peft's, which a guard does not import
+    }
+    fused = [["fused", float(network.lora_scale)]] if "_safe_fusing" in vars(network) else []
+    return ([names, layers] if names or layers else []) + fused
+
+
+def _modules(network: Any) -> list[Any]:
+    return [module for _, module in _named_modules(network)]
+
+
+def _named_modules(network: Any) -> list[tuple[str, Any]]:
+    named = getattr(network, "named_modules", None)  # a guider has none
+    return [] if named is None else list(named())

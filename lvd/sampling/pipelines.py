@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvd.errors import LvdError
-from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.fingerprint import Pipeline, step_caches
 from lvd.sampling.layout import LAYOUTS, Grid, Layout
 
 LAYOUT_OF: dict[str, Layout] = {
@@ -41,15 +41,30 @@ LAYOUT_OF: dict[str, Layout] = {
 }
 
 REFUSED: dict[str, str] = {
+    "AnimateDiffControlNetPipeline": "it follows control frames, which a capture does not have",
+    "AnimateDiffSparseControlNetPipeline": "it follows control frames, which a capture does not have",
+    "AnimateDiffVideoToVideoControlNetPipeline": "it follows control frames, which a capture does not have",
     "AnyFlowFARPipeline": "it samples a video in chunks, each from its first step",
     "AnyFlowPipeline": "it follows a flow map, whose steps hold no x0",
+    "CogVideoXFunControlPipeline": "it follows control frames, which a capture does not have",
+    "Cosmos2TextToImagePipeline": "it makes an image",
+    "Cosmos2_5_TransferPipeline": "it samples a video in chunks, each from its first step",
     "CosmosTextToWorldPipeline": "it steps its scheduler back within a step",
     "CosmosVideoToWorldPipeline": "it steps its scheduler back within a step",
+    "EasyAnimateControlPipeline": "it follows control frames, which a capture does not have",
     "HeliosPipeline": "it samples a video in chunks, each from its first step",
     "HeliosPyramidPipeline": "it samples a video in chunks, each from its first step",
     "HunyuanVideoFramepackPipeline": "it samples a video in sections, each from its first step",
+    "Kandinsky6SRPipeline": "it samples a video in tiles, each from its first step",
+    "LTX2ConditionPipeline": "it steps the tokens of its conditions with those of the video",
+    "LTX2HDRPipeline": "it steps the tokens of its references with those of the video",
+    "LTX2InContextPipeline": "it steps the tokens of its references with those of the video",
+    "LTX2LatentUpsamplePipeline": "it enlarges the latents of another pipeline, and samples nothing",
+    "LTX2VideoDiffusionDecodePipeline": "it decodes the latents of another pipeline, and samples pixels",
     "LTXConditionPipeline": "it steps tokens at noise levels of their own",
     "LTXI2VLongMultiPromptPipeline": "it samples a video in windows, each from its first step",
+    "LTXLatentUpsamplePipeline": "it enlarges the latents of another pipeline, and samples nothing",
+    "SanaWMPipeline": "it steps tokens at noise levels of their own",
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "it has a scheduler for every frame",
     "SkyReelsV2DiffusionForcingPipeline": "it has a scheduler for every frame",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": "it has a scheduler for every frame",
@@ -57,6 +72,30 @@ REFUSED: dict[str, str] = {
     "TextToVideoZeroSDXLPipeline": "it steps its first frame alone, back and forth, before the others",
     "WanAnimatePipeline": "it samples a video in segments, each from its first step",
 }
+
+# Of a prompt, they make one video in a call: some set num_videos_per_prompt to 1, others fail with more.
+_ONE_OF_A_PROMPT = frozenset(
+    {
+        "AllegroPipeline",
+        "AnimateDiffPAGPipeline",
+        "AnimateDiffPipeline",
+        "AnimateDiffSDXLPipeline",
+        "AnimateDiffVideoToVideoPipeline",
+        "CogVideoXImageToVideoPipeline",
+        "CogVideoXPipeline",
+        "CogVideoXVideoToVideoPipeline",
+        "HunyuanVideo15Pipeline",
+        "SanaImageToVideoPipeline",
+        "SkyReelsV2ImageToVideoPipeline",
+        "WanImageToVideoPipeline",
+        "WanVideoToVideoPipeline",
+    }
+)
+
+
+def makes_one_of_a_prompt(pipe: Pipeline) -> bool:
+    """Whether a call with num_videos_per_prompt > 1 does not make so many."""
+    return type(pipe).__name__ in _ONE_OF_A_PROMPT
 
 
 def check_class(name: str) -> None:
@@ -92,20 +131,38 @@ def check_supported(pipe: Pipeline) -> None:
         )
 
 
-def layout_of(pipe: Pipeline, chosen: str | None = None) -> Layout:
-    """How the latents lie that the scheduler of `pipe` steps: as `chosen`, or by its class.
+def layout_of(class_name: str, chosen: str | None = None) -> Layout:
+    """How the latents lie that the scheduler of a pipeline steps: as `chosen`, or by its class.
 
     Raises:
-        LvdError: the class is not known.
+        LvdError: the class was not proved to work, and no layout was chosen.
     """
-    name = type(pipe).__name__
-    found = chosen or LAYOUT_OF.get(name)
+    found = chosen or LAYOUT_OF.get(class_name)
     for layout in LAYOUTS:
         if layout == found:
             return layout
     raise LvdError(
-        f"how the latents of {name} lie is not known: set pipeline.layout to one of {', '.join(LAYOUTS)}"
+        f"{class_name} is not proved to work, and how its latents lie is not known: to try it, set "
+        f"pipeline.layout to one of {', '.join(LAYOUTS)}; capture and bundle then say so"
     )
+
+
+def is_given(class_name: str, layout: str | None) -> bool:
+    """Whether `layout` is one that was chosen by hand, and not the class's own."""
+    return layout is not None and LAYOUT_OF.get(class_name) != layout
+
+
+def refuse_step_caches(pipe: Pipeline) -> None:
+    """For captures: their x0 is to be the network's own at every step.
+
+    Raises:
+        LvdError: names the part that caches.
+    """
+    for name, cache in step_caches(pipe).items():
+        raise LvdError(
+            f"the {name} of {type(pipe).__name__} caches steps ({cache}): x0 under a step cache is another, "
+            "and is not captured (disable_cache() switches it off)"
+        )
 
 
 def grid_of(pipe: Pipeline, layout: Layout, call: Mapping[str, Any]) -> Grid | None:

@@ -1,0 +1,54 @@
+"""What a call leaves behind in the parts of a pipeline that it steps."""
+
+from typing import Any
+
+from lvd.sampling.fingerprint import Pipeline
+
+# Multistep schedulers keep the x0 or noise of the last steps, some guiders the mean of their predictions.
+_KEEPERS = ("scheduler", "guider")
+
+
+class StateBefore:
+    """The attributes that a pipeline's scheduler and guider have now, for those that may hold latents later.
+
+    Lists, dictionaries and sets are copied, since schedulers change theirs in place. Tensors are not, and
+    none is ever written to: a latent that was handed out may share the memory of one that is let go.
+    """
+
+    def __init__(self, pipe: Pipeline) -> None:
+        parts = [getattr(pipe, name, None) for name in _KEEPERS]
+        self._kept = [
+            (part, {name: _copied(value) for name, value in vars(part).copy().items()})
+            for part in parts
+            if part is not None
+        ]
+
+    def give_back(self) -> None:
+        """Every attribute that may hold a latent is as it was before.
+
+        Numbers, timesteps and noise levels stay as they are: they hold nothing of a sample, and a pipeline
+        in another thread, which shares the scheduler, may have set them meanwhile. So does an interceptor of
+        `step`, which whoever put it there takes away.
+        """
+        for part, before in self._kept:
+            now = vars(part)
+            for name, value in now.copy().items():  # another thread may add to it
+                if name == "step" or _is_plain(value):
+                    continue
+                if name in before:
+                    now[name] = _copied(before[name])
+                else:
+                    now.pop(name, None)
+
+
+def _copied(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict, set) else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this can be no latent, and hold none: numbers, words, and tables of one axis."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str) or getattr(value, "ndim", 2) < 2
