@@ -184,7 +184,8 @@ def blocking_one(captured: Captured) -> Guard:
 def left_behind(captured: Captured) -> list[tuple[int, ...]]:
     """The shapes of the tensors that a call with a blocked sample leaves anywhere in the process.
 
-    Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes.
+    But for the scheduler's tables, which have one axis. Of a sample that is alone in its call and not
+    blocked, the scheduler keeps what it likes.
     """
     blocking = blocking_one(captured)
     for batch in captured.batches():
@@ -200,7 +201,7 @@ def left_behind(captured: Captured) -> list[tuple[int, ...]]:
 
 def _tensors() -> dict[int, Tensor]:
     gc.collect()
-    return {id(found): found for found in gc.get_objects() if isinstance(found, Tensor)}
+    return {id(found): found for found in gc.get_objects() if isinstance(found, Tensor) and found.ndim > 1}
 
 
 def is_what_it_heard(captured: Captured) -> bool:
