@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import inspect
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,26 +183,26 @@ def blocking_one(captured: Captured) -> Guard:
 
 
 def left_behind(captured: Captured) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that a call with a blocked sample leaves anywhere in the process.
+    """The shapes of the tensors, as large as a latent, that a call with a blocked sample leaves behind.
 
-    But for the scheduler's tables, which have one axis. Of a sample that is alone in its call and not
-    blocked, the scheduler keeps what it likes.
+    Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes.
     """
     blocking = blocking_one(captured)
     for batch in captured.batches():
         captured.guarded(blocking, batch)
-    found = []
+    found, smallest = [], math.prod(captured.info.latent_shape)
     for batch in captured.batches():
-        before = _tensors()
+        before = _tensors(smallest)
         outcomes = [decision.outcome for decision in captured.guarded(blocking, batch).decisions]
         if "unsafe" in outcomes:
-            found += [tuple(tensor.shape) for key, tensor in _tensors().items() if key not in before]
+            found += [tuple(tensor.shape) for key, tensor in _tensors(smallest).items() if key not in before]
     return found
 
 
-def _tensors() -> dict[int, Tensor]:
+def _tensors(smallest: int) -> dict[int, Tensor]:
     gc.collect()
-    return {id(found): found for found in gc.get_objects() if isinstance(found, Tensor) and found.ndim > 1}
+    tensors = (found for found in gc.get_objects() if isinstance(found, Tensor))
+    return {id(tensor): tensor for tensor in tensors if tensor.numel() >= smallest}
 
 
 def is_what_it_heard(captured: Captured) -> bool:
