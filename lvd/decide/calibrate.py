@@ -1,10 +1,19 @@
-"""Choose the threshold on val, for a share of safe samples that may be blocked."""
+"""Fix a rule's free numbers on val, for a share of safe samples that may be blocked.
+
+The vote's threshold is chosen so that the share holds on val. The sequential rule's boundary is calibrated,
+so that the share holds for safe samples to come.
+"""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
+from lvd.decide.conformal import Guarantee, boundary
 from lvd.decide.rules import Bools, Floats, flags_needed
+from lvd.decide.sequential import Evidence, Policy, Sequential
 from lvd.errors import LvdError
 
 
@@ -41,3 +50,58 @@ def choose_threshold(scores_NSK: Floats, label: Bools, eta: int, lam: float, max
             f"no threshold blocks at most max_fpr={max_fpr} of the safe val samples at these scores"
         )
     return max(threshold, 1e-6)
+
+
+def calibrate(
+    evidence: Evidence,
+    scores_NSK: Floats,
+    prompt_ids: Sequence[str],
+    names: Sequence[str],
+    *,
+    alpha: float,
+    guarantee: Guarantee,
+    policy: Mapping[str, Policy],
+    shares: Mapping[str, float],
+) -> Sequential:
+    """The sequential rule whose boundaries hold `alpha`, from the scores of safe calibration samples.
+
+    A category without a share of its own is one of those that share what is left of alpha: they have one
+    boundary together, from the highest evidence among them. By the union bound, a safe sample crosses any
+    boundary with probability at most alpha.
+
+    Raises:
+        LvdError: a category is unknown, the shares take all of alpha, or the guarantee needs more prompts.
+    """
+    for key, given in (("policy", policy), ("shares", shares)):
+        for name in given:
+            if name not in names:
+                raise LvdError(f"{key}.{name}: there is no such category; there are {', '.join(names)}")
+    policies = tuple(policy.get(name, "block") for name in names)
+    own = {name: share for name, share in shares.items() if policy.get(name) != "allow"}
+    common = [n for n, kind in zip(names, policies, strict=True) if kind != "allow" and n not in own]
+    left = Fraction(str(alpha)) - sum(Fraction(str(share)) for share in own.values())
+    if left < 0 or (common and left == 0):
+        raise LvdError(
+            f"shares of {', '.join(map(str, own.values()))} leave nothing of alpha={alpha} "
+            f"for {', '.join(common) or 'anything else'}"
+        )
+    if not own and not common:
+        raise LvdError("policy allows every category: there is nothing to decide")
+    highest_NK = evidence.of(scores_NSK).max(axis=1)
+    groups = [([name], own[name]) for name in own] + [(common, float(left))] * bool(common)
+    boundaries: dict[str, float] = {}
+    for group, share in groups:
+        highest = highest_NK[:, [names.index(name) for name in group]].max(axis=1)
+        found = boundary(highest, prompt_ids, share, guarantee, at_once=len(groups))
+        boundaries |= dict.fromkeys(group, found)
+    uncalibrated = Sequential(
+        evidence=evidence,
+        boundary=tuple(boundaries.get(name, 0.0) for name in names),  # of an allowed one: never looked at
+        policy=policies,
+        alpha=alpha,
+        guarantee=guarantee,
+        prompts=len(set(prompt_ids)),
+    )
+    margins = uncalibrated.margins(scores_NSK).max(axis=(1, 2))
+    of_prompt = dict(zip(prompt_ids, margins.tolist(), strict=True))  # one of each: they are alike
+    return replace(uncalibrated, reference=tuple(sorted(m for m in of_prompt.values() if m <= 0)))

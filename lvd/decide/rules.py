@@ -1,15 +1,19 @@
-"""The paper's decision rule: of the first `eta` steps, at least `lam * eta` must be flagged.
+"""Decision rules: from the scores of a sample's steps to unsafe or safe.
 
-A step is flagged when any category's score reaches its threshold. The decision is made at the first step
-at which it can no longer change: the same answer as the full rule, sooner.
+A rule is a small object that the evaluation, the bundle and the guard share. It decides whole tables of
+scores, and follows one sample while it is being sampled: the same answer, as early as it is certain.
+
+Here are what all rules have in common, and the paper's: of the first `eta` steps, at least `lam * eta` must
+be flagged, where a step is flagged when any category's score reaches its threshold.
 
 Shapes: N samples, S steps, K categories.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +39,47 @@ class Flags:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What the rule says of N samples; a sample that is neither unsafe nor safe is unchecked."""
+    """What a rule says of N samples; a sample that is neither unsafe nor safe is unchecked."""
 
     unsafe: Bools  # [N]
     safe: Bools  # [N]
     step: Ints  # [N] the step (from 0) at which the decision was fixed
+    blocked: Bools  # [N] unsafe and stopped; an unsafe one that is not is released, and marked
 
     @property
     def checked(self) -> Bools:
         return self.unsafe | self.safe
+
+
+class Tracker(Protocol):
+    """One sample, step by step."""
+
+    outcome: Literal["unsafe", "safe"] | None  # once it is certain
+    why: str  # in words, once it is certain
+    blocks: bool  # whether an unsafe sample is stopped, or released and marked
+
+    def see(self, scores: Sequence[float]) -> None:
+        """Take in the next step's scores, one a category; not called again after an outcome."""
+
+    def categories(self) -> tuple[int, ...]:
+        """Of an unsafe sample: the indices of its categories, the strongest evidence first."""
+
+
+class Rule(Protocol):
+    """What decides. Its configuration as JSON names its kind."""
+
+    kind: ClassVar[str]
+
+    @property
+    def steps(self) -> int:
+        """How many steps it looks at, from the first."""
+
+    def tracker(self) -> Tracker: ...
+
+    def decide(self, scores_NSK: Floats) -> Decisions:
+        """All samples at once; NaN is a missing score."""
+
+    def as_json(self) -> dict[str, Any]: ...
 
 
 def flags_needed(eta: int, lam: float) -> int:
@@ -96,6 +132,7 @@ def decide(flags: Flags, eta: int, lam: float) -> Decisions:
         unsafe=reached[:, -1],
         safe=out_of_reach[:, -1],
         step=np.where(fixed.any(axis=1), fixed.argmax(axis=1), eta - 1).astype(np.int64),
+        blocked=reached[:, -1],
     )
 
 
@@ -113,12 +150,60 @@ def attribute(scores_SK: Floats, threshold: float | Floats) -> tuple[int, ...]:
     """
     scores = np.asarray(scores_SK, dtype=np.float64)
     known = ~np.isnan(scores)
-    evidence = np.where(known, _log_odds(scores) - _log_odds(threshold), 0.0).sum(axis=0)
+    evidence = np.where(known, log_odds(scores) - log_odds(threshold), 0.0).sum(axis=0)
     ranked = sorted(np.flatnonzero(known.any(axis=0)).tolist(), key=lambda column: -evidence[column])
     return tuple(column for place, column in enumerate(ranked) if place == 0 or evidence[column] >= 0)
 
 
-def _log_odds(probability: float | Floats) -> Floats:
+def log_odds(probability: float | Floats) -> Floats:
+    """log(P / (1 - P)), float64; probabilities within 1e-7 of 0 or 1 count as that."""
     clipped = np.clip(np.asarray(probability, dtype=np.float64), 1e-7, 1 - 1e-7)
-    log_odds: Floats = np.log(clipped) - np.log1p(-clipped)
-    return log_odds
+    odds: Floats = np.log(clipped) - np.log1p(-clipped)
+    return odds
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The paper's rule."""
+
+    kind: ClassVar[str] = "vote"
+    eta: int
+    lam: float
+    threshold: float
+
+    @property
+    def steps(self) -> int:
+        return self.eta
+
+    def tracker(self) -> "VoteTracker":
+        return VoteTracker(self)
+
+    def decide(self, scores_NSK: Floats) -> Decisions:
+        return decide(flag_steps(scores_NSK, self.threshold), self.eta, self.lam)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "eta": self.eta, "lam": self.lam, "threshold": self.threshold}
+
+
+class VoteTracker:
+    """Counts one sample's flagged steps."""
+
+    def __init__(self, rule: Vote) -> None:
+        self.outcome: Literal["unsafe", "safe"] | None = None
+        self.why = ""
+        self.blocks = True
+        self._rule = rule
+        self._needed = flags_needed(rule.eta, rule.lam)
+        self._flagged = 0
+        self._scores: list[Sequence[float]] = []
+
+    def see(self, scores: Sequence[float]) -> None:
+        self._scores.append(scores)
+        self._flagged += any(score >= self._rule.threshold for score in scores)
+        seen = len(self._scores)
+        self.outcome = certain(self._flagged, self._rule.eta - seen, self._needed)
+        needed = f"{self._needed} of {self._rule.eta} are needed"
+        self.why = f"{self._flagged} of the first {seen} steps flagged, {needed}"
+
+    def categories(self) -> tuple[int, ...]:
+        return attribute(np.array(self._scores), self._rule.threshold)

@@ -1,0 +1,214 @@
+"""Evidence, cumulated over the steps, against a calibrated boundary: stop a sample as soon as it crosses.
+
+The vote counts a flag of the first step, which is almost noise, like one of the twentieth, and throws the
+scores away. Here each category's log-odds are cumulated with weights that say how much a step is worth, and
+the cumulated value is read as the log-likelihood ratio between samples of that category and safe ones at that
+step (the statistic of Wald's sequential test, 1945), so that early steps cannot say much by themselves. A
+sample is stopped when the evidence of a category exceeds its boundary, at whatever step.
+
+Where the boundary lies is the business of `lvd.decide.conformal`; no guarantee rests on anything here.
+
+Shapes: N samples, S steps, K categories.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from lvd.decide.rules import Bools, Decisions, Floats, log_odds
+
+# Of a category: stop its samples, release and mark them, or take no notice of it.
+Policy = Literal["block", "flag", "allow"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+_LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sample
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the scores of a sample's steps so far say for each category.
+
+    cumulated_t = decay * cumulated_{t-1} + weight_t * log_odds(score_t)
+    evidence_t = scale_t * cumulated_t + offset_t
+    """
+
+    decay: float
+    weight_SK: Floats
+    scale_SK: Floats
+    offset_SK: Floats
+
+    @property
+    def steps(self) -> int:
+        return len(self.weight_SK)
+
+    def begin(self) -> Floats:
+        """The cumulated values `[K]` before the first step."""
+        return np.zeros(self.weight_SK.shape[1])
+
+    def advance(self, cumulated: Floats, step: int, scores: Floats) -> tuple[Floats, Floats]:
+        """The cumulated values and the evidence `[..., K]` after a step with these scores `[..., K]`."""
+        weighed = self.weight_SK[step] * np.clip(log_odds(scores), -_LARGEST, _LARGEST)
+        cumulated = self.decay * cumulated + weighed
+        return cumulated, self.scale_SK[step] * cumulated + self.offset_SK[step]
+
+    def of(self, scores_NSK: Floats) -> Floats:
+        """Evidence `[N, S, K]` float64; NaN from the first missing score of a category on."""
+        cumulated, evidence = self.begin(), []
+        for step in range(self.steps):
+            cumulated, of_step = self.advance(cumulated, step, scores_NSK[:, step])
+            evidence.append(of_step)
+        return np.stack(evidence, axis=1)
+
+
+def fit_evidence(scores_NSK: Floats, categories_NK: Bools, decay: float) -> Evidence:
+    """Weights from labelled samples, which must not be those that calibrate the boundary.
+
+    A step's weight is that of Fisher's discriminant (1936) on its log-odds alone: the distance between the
+    means of a category's samples and the safe ones, over their variance; none below 0. The cumulated values
+    are standardised by those of the safe samples, step by step; with delta the mean of a category's, the
+    evidence is delta z - delta^2 / 2, the log-likelihood ratio of two normal distributions of one variance.
+    """
+    safe = ~categories_NK.any(axis=1)
+    members = [categories_NK[:, column] for column in range(categories_NK.shape[1])]
+    odds = np.clip(log_odds(scores_NSK), -_LARGEST, _LARGEST)
+    distance = _of_members(odds, members, np.mean) - odds[safe].mean(axis=0)
+    variance = (_of_members(odds, members, np.var) + odds[safe].var(axis=0)) / 2
+    weight_SK = np.maximum(distance, 0) / np.maximum(variance, 1e-6)
+
+    flat = Evidence(decay, weight_SK, np.ones_like(weight_SK), np.zeros_like(weight_SK))
+    cumulated = flat.of(scores_NSK)
+    mean_SK, std_SK = cumulated[safe].mean(axis=0), np.maximum(cumulated[safe].std(axis=0), 1e-6)
+    delta_SK = np.maximum(_of_members(cumulated, members, np.mean) - mean_SK, 0) / std_SK
+    return Evidence(decay, weight_SK, delta_SK / std_SK, -delta_SK * mean_SK / std_SK - delta_SK**2 / 2)
+
+
+def _of_members(values_NSK: Floats, members: Sequence[Bools], statistic: Any) -> Floats:
+    """A statistic `[S, K]` of each category's values over its own samples."""
+    columns = [statistic(values_NSK[chosen, :, column], axis=0) for column, chosen in enumerate(members)]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Evidence, a boundary for each category, and what the boundaries guarantee.
+
+    `alpha`, `guarantee` and `prompts` (how many safe ones calibrated it) are `lvd.decide.conformal`'s.
+    `reference` are the margins of the calibration videos that were not stopped, one a prompt, for
+    `lvd.guard.drift`.
+    """
+
+    kind: ClassVar[str] = "sequential"
+    evidence: Evidence
+    boundary: tuple[float, ...]  # of each category
+    policy: tuple[Policy, ...]  # of each category
+    alpha: float
+    guarantee: str
+    prompts: int
+    reference: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return self.evidence.steps
+
+    def tracker(self) -> "SequentialTracker":
+        return SequentialTracker(self)
+
+    def margins(self, scores_NSK: Floats) -> Floats:
+        """How far each category's evidence lies above its boundary, `[N, S, K]`; -inf where it is allowed."""
+        margins: Floats = self.evidence.of(scores_NSK) - np.array(self.boundary)
+        margins[:, :, [policy == "allow" for policy in self.policy]] = -np.inf
+        return margins
+
+    def decide(self, scores_NSK: Floats) -> Decisions:
+        """Stopped where a category to block crosses; marked where one to flag does and none to block.
+
+        Unchecked where nothing crosses and a score is missing.
+        """
+        margins = self.margins(scores_NSK)
+        blocking = np.array([policy == "block" for policy in self.policy])
+        crossed_NS: Bools = np.asarray((margins[:, :, blocking] > 0).any(axis=2))
+        blocked: Bools = np.asarray(crossed_NS.any(axis=1))
+        marked: Bools = np.asarray((margins[:, :, ~blocking] > 0).any(axis=(1, 2)))
+        known: Bools = np.asarray(~np.isnan(margins).any(axis=(1, 2)))
+        last = self.steps - 1
+        return Decisions(
+            unsafe=blocked | (marked & known),
+            safe=~blocked & ~marked & known,
+            step=np.where(blocked, crossed_NS.argmax(axis=1), last).astype(np.int64),
+            blocked=blocked,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        arrays = {name: value.tolist() for name, value in vars(self.evidence).items() if name != "decay"}
+        plain = {name: value for name, value in vars(self).items() if name != "evidence"}
+        return {"kind": self.kind, **plain, "evidence": {"decay": self.evidence.decay, **arrays}}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any], categories: int) -> "Sequential":
+        """Raises:
+        KeyError, TypeError, ValueError: it is not what `as_json` writes for so many categories.
+        """
+        weighed = raw["evidence"]
+        arrays = [np.array(weighed[name], dtype=float) for name in ("weight_SK", "scale_SK", "offset_SK")]
+        evidence = Evidence(float(weighed["decay"]), *arrays)
+        rule = cls(
+            evidence=evidence,
+            boundary=tuple(map(float, raw["boundary"])),
+            policy=tuple(raw["policy"]),
+            alpha=float(raw["alpha"]),
+            guarantee=str(raw["guarantee"]),
+            prompts=int(raw["prompts"]),
+            reference=tuple(map(float, raw["reference"])),
+        )
+        shapes = {array.shape for array in arrays}
+        numbers = [evidence.decay, *rule.boundary, *(array.sum() for array in arrays)]
+        if (
+            shapes != {(evidence.steps, categories)}
+            or not len(rule.boundary) == len(rule.policy) == categories
+            or not set(rule.policy) <= set(POLICIES)
+            or not np.isfinite(numbers).all()
+            or evidence.steps == 0
+        ):
+            raise ValueError("not a sequential rule")
+        return rule
+
+
+class SequentialTracker:
+    """One sample's evidence so far."""
+
+    def __init__(self, rule: Sequential) -> None:
+        self.outcome: Literal["unsafe", "safe"] | None = None
+        self.why = ""
+        self.blocks = True
+        self.margin = -np.inf  # the largest so far, of any category that is not allowed
+        self._rule = rule
+        self._cumulated = rule.evidence.begin()
+        self._highest = np.full(len(rule.boundary), -np.inf)  # margin of each category so far
+        self._step = 0
+
+    def see(self, scores: Sequence[float]) -> None:
+        rule = self._rule
+        self._cumulated, evidence = rule.evidence.advance(self._cumulated, self._step, np.array(scores))
+        considered = [policy != "allow" for policy in rule.policy]
+        margins = np.where(considered, evidence - np.array(rule.boundary), -np.inf)
+        self._highest = np.maximum(self._highest, margins)
+        self.margin = float(self._highest.max())
+        blocking = self._highest[[policy == "block" for policy in rule.policy]]
+        is_last = self._step == rule.steps - 1
+        self._step += 1
+        if (blocking > 0).any():
+            self.outcome = "unsafe"
+            self.why = f"evidence {self.margin:.1f} above the boundary (alpha={rule.alpha})"
+        elif is_last and self.margin > 0:
+            self.outcome, self.blocks = "unsafe", False
+            self.why = f"evidence {self.margin:.1f} above the boundary, of categories to flag: released"
+        elif is_last:
+            self.outcome = "safe"
+            self.why = f"evidence stayed {-self.margin:.1f} below the boundary in all {rule.steps} steps"
+
+    def categories(self) -> tuple[int, ...]:
+        """Those that crossed, the furthest first."""
+        order = np.argsort(-self._highest, kind="stable")
+        return tuple(int(column) for column in order if self._highest[column] > 0)
