@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,25 @@ def verify(path: Path, head: str | None = None) -> tuple[int, str]:
     """Check the whole chain; returns the number of records and the digest of the last.
 
     Raises:
-        LvdError: names the first record that was edited, removed or moved; or the chain does not end at
-            `head`, the last digest that is known from elsewhere.
+        LvdError: as `records` does; or the chain does not end at `head`, the last digest that is known from
+            elsewhere.
     """
-    previous, number, seen = GENESIS, 0, head in (None, GENESIS)
+    count, last, seen = 0, GENESIS, head in (None, GENESIS)
+    for count, record in enumerate(records(path), start=1):
+        last = record["digest"]
+        seen = seen or last == head
+    if not seen:
+        raise LvdError(f"{path}: the record with the digest {head} is missing: the tail was cut off")
+    return count, last
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, each after the chain up to it was checked.
+
+    Raises:
+        LvdError: names the first record that was edited, removed or moved; or the log cannot be read.
+    """
+    previous = GENESIS
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -93,12 +108,9 @@ def verify(path: Path, head: str | None = None) -> tuple[int, str]:
                     bad = max(number - 1, 1)
                     raise LvdError(f"{path} line {bad}: record {bad} was edited or replaced")
                 previous = record["digest"]
-                seen = seen or previous == head
+                yield record
     except OSError as error:
         raise LvdError(f"audit log {path} cannot be read: {error.strerror}") from None
-    if not seen:
-        raise LvdError(f"{path}: the record with the digest {head} is missing: the tail was cut off")
-    return number, previous
 
 
 def _last(file: Any, path: Path) -> tuple[int, str]:
