@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lvd.latents.format import SPLITS, read_info, read_samples, write_samples
 from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader, StepReader
-from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold
+from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold, near_copies
 from lvd.latents.writer import to_float16
 
 COUNT = 12
@@ -426,6 +427,66 @@ def test_case_space_and_punctuation_do_not_make_another_prompt() -> None:
     assert len({fold(prompt) for prompt in VARIANTS}) == 1
     assert len({default_prompt_id(prompt) for prompt in VARIANTS}) == 1
     assert fold("a red three drifting down") != fold(VARIANTS[0])
+
+
+def test_near_copies_are_those_with_most_content_words_in_common() -> None:
+    prompts = [
+        "a red three drifting left",
+        "a red three, drifting to the left!",
+        "a red four drifting left",
+        "drifting left: the red three",
+        "two wolves run over a frozen lake at night under a full moon",
+        "Two wolves run over the frozen lake by night, under a full yellow moon.",
+        "two wolves sleep in a warm den at noon under a green hill",
+        "the",
+        "of the",
+    ]
+    assert sorted(near_copies(prompts)) == [(0, 1), (0, 3), (4, 5)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("klmnopqrstuvwxyz"), min_size=1, max_size=12), max_size=25))
+def test_near_copies_are_found_as_by_comparing_all_pairs(words: list[list[str]]) -> None:
+    sets = [frozenset(of_prompt) for of_prompt in words]
+    parts = [{number} for number in range(len(sets))]
+
+    def connect(a: int, b: int) -> None:
+        one, other = next(p for p in parts if a in p), next(p for p in parts if b in p)
+        if one is not other:
+            parts.remove(other)
+            one |= other
+
+    near = near_copies([" ".join(of_prompt) for of_prompt in words])
+    for a, b in near:
+        connect(a, b)
+    found = sorted(map(sorted, parts))
+    for b, of_b in enumerate(sets):
+        for a, of_a in enumerate(sets[:b]):
+            if len(of_a & of_b) >= 0.8 * len(of_a | of_b):
+                connect(a, b)
+    assert found == sorted(map(sorted, parts))
+    assert all(len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]) for a, b in near)
+
+
+def test_planted_leaks_all_stay_in_one_split() -> None:
+    """The same text, a near copy, and the same prompt with another seed, of each of 100 prompts."""
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in ("river", "stone", "lamp", "wolf", "glass") for b in "abcdefghijklmnop"]
+    originals = [rng.sample(words, 10) for _ in range(100)]
+    prompts = [
+        text
+        for of_prompt in originals
+        for text in (
+            " ".join(of_prompt),
+            "The " + ", ".join(of_prompt).upper() + "!",
+            " ".join([*of_prompt[::-1], "slowly"]),
+            " ".join(of_prompt),
+        )
+    ]
+    ids = [f"p{number}" for number in range(len(prompts))]
+    splits = assign_splits(prompts, ids, [()] * len(prompts), seed=1)
+    assert all(len(set(splits[at : at + 4])) == 1 for at in range(0, len(prompts), 4))
+    assert set(splits) == set(SPLITS)
 
 
 ROW = st.tuples(

@@ -78,8 +78,8 @@ def verify(path: Path, head: str | None = None) -> tuple[int, str]:
             elsewhere.
     """
     count, last, seen = 0, GENESIS, head in (None, GENESIS)
-    for count, record in enumerate(records(path), start=1):
-        last = record["digest"]
+    for record in records(path):
+        count, last = record["number"], record["digest"]
         seen = seen or last == head
     if not seen:
         raise LvdError(f"{path}: the record with the digest {head} is missing: the tail was cut off")
