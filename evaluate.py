@@ -1,5 +1,6 @@
-"""Score val and test with a run's whole grid, apply the decision rule, and write the report."""
+"""Score a capture with a run's whole grid, apply the decision rules, and write the report and a bundle."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,12 +8,12 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import EvaluateConfig, typed
-from lvd.entry import run, sentences
+from lvd.entry import run, sentences, settings_by_category
 from lvd.latents.disk import errors_as_sentences
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> None:
+def evaluation(cfg: DictConfig) -> None:
     from lvd.evaluation import evaluate, log_to_wandb
     from lvd.report.tables import print_summary
     from lvd.report.wandb import WandbTarget
@@ -20,35 +21,42 @@ def main(cfg: DictConfig) -> None:
     with sentences(), errors_as_sentences(Path(cfg.runs) / cfg.name):
         config = typed(cfg, EvaluateConfig)
         run_dir = Path(config.runs) / config.name
-        evaluation = evaluate(
+        found = evaluate(
             Path(config.captures) / config.capture,
             run_dir,
             eta=config.eta,
             lam=config.lam,
             threshold=config.threshold,
+            bound=config.bound(),
+            decision=config.decision,
             max_fpr=config.max_fpr,
             examples=config.examples,
             show_unsafe=config.show_unsafe,
         )
-        log_to_wandb(
-            evaluation, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config)
-        )
-        print_summary(evaluation.summary, evaluation.attribution)
+        log_to_wandb(found, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config))
+        print_summary([(each.rule, each.summary, each.attribution) for each in found.rules], config.decision)
+        if found.not_calibrated is not None:
+            print(f"sequential is not there: {found.not_calibrated}")
         if config.max_fpr is not None:
-            print(f"threshold {evaluation.threshold:.4f}, chosen on val for max_fpr={config.max_fpr}")
-        if evaluation.problems:
-            print(f"{len(evaluation.problems)} detectors are missing, e.g. {evaluation.problems[0]}")
-        for sentence in evaluation.provenance.sentences():
+            print(f"threshold {found.threshold:.4f}, chosen on val for max_fpr={config.max_fpr}")
+        if found.problems:
+            print(f"{len(found.problems)} detectors are missing, e.g. {found.problems[0]}")
+        for sentence in found.provenance.sentences():
             print(sentence)
-        print(f"report: {evaluation.report}")
+        print(f"report: {found.report}")
         bundle = run_dir / "bundle"
-        if evaluation.bundle is not None:
-            print(f"bundle: {bundle}, digest {evaluation.bundle}")
+        if found.bundle is not None:
+            print(f"bundle: {bundle}, digest {found.bundle}")
         else:
-            if not evaluation.provenance.other_origin:
-                print(f"no bundle: a guard needs every detector of the first {config.eta} steps")
+            if not found.provenance.other_origin:
+                print("no bundle: a guard needs every detector of the steps that decide")
             if bundle.exists():
                 print(f"{bundle} is still the one of an earlier evaluation")
+
+
+def main() -> None:
+    sys.argv[1:] = settings_by_category(sys.argv[1:], ("policy", "shares"))
+    evaluation()
 
 
 if __name__ == "__main__":

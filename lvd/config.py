@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.source import Source
     from lvd.capture.uvd import Videos
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
+    from lvd.evaluation import Bound
     from lvd.sweep.grid import Cell
     from lvd.sweep.job import Identity, Job
 
@@ -411,6 +412,11 @@ class EvaluateConfig:
     max_fpr: float | None = (
         None  # instead: the lowest threshold that blocks at most this share of safe val samples
     )
+    decision: str = "vote"  # conf/decision/: the rule that a guard gets; both are measured
+    alpha: float = 0.05  # sequential: the largest probability of ever blocking a safe video
+    guarantee: str = "marginal"  # or confidence: alpha holds with 95% confidence over the calibration set
+    policy: dict[str, str] = field(default_factory=dict)  # sequential, of a category: block, flag or allow
+    shares: dict[str, float] = field(default_factory=dict)  # sequential: a category's own part of alpha
     examples: int = 12  # rows of decoded x0 in the report
     show_unsafe: bool = False  # keep the sharp images of unsafe examples in the report, covered until a click
     logger: LoggerConfig = MISSING
@@ -428,6 +434,18 @@ class EvaluateConfig:
             f"max_fpr={self.max_fpr} must be at least 0 and less than 1",
         )
         _require(self.examples >= 0, f"examples={self.examples} must not be negative")
+        _one_of("decision", self.decision, ("vote", "sequential"))
+        _require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
+        _one_of("guarantee", self.guarantee, ("marginal", "confidence"))
+        for name, policy in self.policy.items():
+            _one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
+        for name, share in self.shares.items():
+            _require(0 < share < 1, f"shares.{name}={share} must be greater than 0 and less than 1")
+
+    def bound(self) -> "Bound":
+        from lvd.evaluation import Bound
+
+        return Bound(self.alpha, self.guarantee, self.policy, self.shares)  # type: ignore[arg-type]
 
 
 ConfigT = TypeVar("ConfigT")

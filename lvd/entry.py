@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -34,6 +34,16 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def settings_by_category(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """`policy.gore=flag` in the form in which Hydra takes it: which categories there are, no schema says."""
+
+    def names_a_category(argument: str) -> bool:
+        key, dot, _ = argument.partition("=")[0].partition(".")
+        return bool(dot) and key in keys
+
+    return [f"++{argument}" if names_a_category(argument) else argument for argument in arguments]
 
 
 def leave_ctrl_c_to_joblib() -> None:

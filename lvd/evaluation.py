@@ -1,11 +1,11 @@
-"""Measure a run's defence: the whole grid's scores, the rule's decisions, the report, and the bundle.
+"""Measure a run's defence: the whole grid's scores, the rules' decisions, the report, and the bundle.
 
-Surfaces and curves are of the val split, which eta and lam are chosen on. The test split is read at the
-chosen eta and lam alone. No test sample counts whose prompt the detectors were trained or selected on, in
-whatever capture that was.
+Surfaces and curves are of the val split, which eta and lam are chosen on and boundaries are calibrated on.
+The test split is read with the rules as they are then. No test sample counts whose prompt the detectors were
+trained or selected on, in whatever capture that was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from lvd.decide.calibrate import choose_threshold
+from lvd.decide.calibrate import calibrate, choose_threshold
+from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
+from lvd.decide.rules import Rule, Vote
+from lvd.decide.sequential import Policy, Sequential, fit_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
@@ -54,13 +57,44 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What evaluate.py found: the summary, the page, and the pieces that wandb shows too."""
+class Bound:
+    """What the sequential rule is asked to hold: `lvd.decide.calibrate.calibrate`'s options."""
 
+    alpha: float
+    guarantee: Guarantee
+    policy: Mapping[str, Policy]
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One rule, and what it did on the test split."""
+
+    rule: Rule
     summary: Summary
     attribution: Attribution
+
+    def as_json(self) -> dict[str, Any]:
+        bound = {}
+        if isinstance(self.rule, Sequential):
+            bound = {name: getattr(self.rule, name) for name in ("alpha", "guarantee", "prompts")}
+        return {
+            "decision": self.rule.kind,
+            **bound,
+            **self.summary.as_json(),
+            "attribution": self.attribution.as_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluate.py found: each rule's numbers, the page, and the pieces that wandb shows too."""
+
+    decision: Measured  # by the rule that was asked for, which is in the bundle
+    rules: list[Measured]  # the vote, and the sequential rule where it could be calibrated
+    not_calibrated: str | None  # why it could not
     provenance: Provenance
-    threshold: float
+    threshold: float  # of the vote
     report: Path
     cells: pd.DataFrame
     heatmap: Figure
@@ -75,18 +109,21 @@ def evaluate(
     eta: int,
     lam: float,
     threshold: float,
+    bound: Bound,
+    decision: str = Vote.kind,
     max_fpr: float | None = None,
     examples: int,
     show_unsafe: bool,
 ) -> Evaluation:
-    """Score val and test, decide, write `evaluation/` of the run, and export its bundle.
+    """Score the capture, decide by the vote and by the sequential rule, write `evaluation/`, export a bundle.
 
-    The capture may be another than the run was trained on. With `max_fpr`, the threshold is the lowest that
-    blocks at most that share of the safe val samples.
+    The bundle holds the rule that `decision` names. The sequential rule's weights are fitted on train, its
+    boundary is calibrated on the safe samples of val. The capture may be another than the run was trained on.
+    With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
 
     Raises:
         LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, the run has
-            no detector or stale ones, or no test sample is left.
+            no detector or stale ones, no test sample is left, or the rule that was asked for cannot be had.
     """
     capture = CaptureReader(capture_dir)
     names, steps = capture.info.category_names, capture.info.stored_steps
@@ -102,26 +139,44 @@ def evaluate(
     holes = {
         step: {c.category: why for c, why in state.holes.items() if c.step == step} for step in range(steps)
     }
-    val, test, problems = score_grid(capture, run, rows["val"], rows["test"], holes)
+    scored, problems = score_grid(capture, run, rows, holes)
     if len(problems) == len(grid):
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
+    val, test = scored["val"], scored["test"]
 
     if max_fpr is not None:
         threshold = choose_threshold(val.scores_NSK, val.label, eta, lam, max_fpr)
     val, test = replace(val, threshold=threshold), replace(test, threshold=threshold)
+    rules: list[Rule] = [Vote(eta, lam, threshold)]
+    not_calibrated = None
+    try:
+        rules.append(_sequential(scored["train"], val, names, bound))
+    except LvdError as error:
+        if decision == Sequential.kind:
+            raise
+        not_calibrated = str(error)
+    measured = [
+        Measured(
+            rule,
+            summarise(rule, test.scores_NSK, test.categories_NK, names, sampler_steps=capture.info.steps),
+            measure_attribution(rule, test.scores_NSK, test.categories_NK),
+        )
+        for rule in rules
+    ]
+    chosen = next(each for each in measured if each.rule.kind == decision)
 
     directory = run / "evaluation"
-    summary = summarise(test.flags, test.categories_NK, names, eta, lam, sampler_steps=capture.info.steps)
-    attribution = measure_attribution(test.scores_NSK, test.categories_NK, threshold, eta, lam)
-    measured = {**summary.as_json(), "attribution": attribution.as_json(), **vars(provenance)}
     cells = _cells(test, names)
     _write_scores(directory / "scores.csv", [val, test], names)
+    numbers = {**chosen.as_json(), **vars(provenance)}
     write_json(
         directory / "summary.json",
         {
-            **measured,
+            **numbers,
             "threshold": threshold,
             "max_fpr": max_fpr,
+            "rules": {each.rule.kind: each.as_json() for each in measured},
+            "not_calibrated": not_calibrated,
             "detectors": steps * len(names) - len(problems),
             "detectors_missing": problems,
         },
@@ -130,23 +185,24 @@ def evaluate(
         directory / "report.html",
         f"{run.name}: the measured defence",
         capture,
-        summary,
+        [(each.rule, each.summary, each.attribution) for each in measured],
+        chosen.rule,
         val,
         test,
         cells,
         problems,
-        attribution,
-        provenance.sentences(),
+        [*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
         examples=examples,
         show_unsafe=show_unsafe,
     )
     exported = None
-    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, :eta]).any():
-        info = _bundle_info(capture.info, summary, threshold, measured)
+    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
+        info = _bundle_info(capture.info, chosen.rule, numbers)
         exported = export_bundle(run / "bundle", run, info, state.files)
     return Evaluation(
-        summary,
-        attribution,
+        chosen,
+        measured,
+        not_calibrated,
         provenance,
         threshold,
         directory / "report.html",
@@ -154,6 +210,29 @@ def evaluate(
         auroc_heatmap(cells, names),
         problems,
         exported,
+    )
+
+
+def _sequential(train: Scored, val: Scored, names: tuple[str, ...], bound: Bound) -> Sequential:
+    """Weights from train, boundaries from the safe samples of val: what fits never calibrates.
+
+    Raises:
+        LvdError: a class is missing in train, a score is, or there are too few safe val prompts.
+    """
+    for column, name in enumerate(names):
+        if not train.categories_NK[:, column].any():
+            raise LvdError(f"the train split has no sample of {name} to weigh the steps by")
+    if train.label.all():
+        raise LvdError("the train split has no safe sample to weigh the steps by")
+    if np.isnan(train.scores_NSK).any():
+        raise LvdError("detectors are missing, and a calibrated rule needs every one")
+    safe = np.flatnonzero(~val.label)
+    return calibrate(
+        fit_evidence(train.scores_NSK, train.categories_NK),
+        val.scores_NSK[safe],
+        [val.samples[place].prompt_id for place in safe],
+        names,
+        **vars(bound),
     )
 
 
@@ -179,7 +258,10 @@ def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config:
             }
         )
         logged.summary.update(
-            {**evaluation.summary.as_json(), "attribution": evaluation.attribution.as_json()}
+            {
+                **evaluation.decision.as_json(),
+                "rules": {each.rule.kind: each.as_json() for each in evaluation.rules},
+            }
         )
 
 
@@ -204,6 +286,7 @@ def _unseen(
     samples = capture.samples
     test = _rows(samples, "test")
     rows = {
+        "train": _rows(samples, "train"),
         "val": _without(samples, _rows(samples, "val"), trained),
         "test": _without(samples, test, trained | selected),
     }
@@ -260,15 +343,11 @@ def _write_scores(path: Path, parts: Sequence[Scored], names: Sequence[str]) -> 
     write_atomically(path, text.encode())
 
 
-def _bundle_info(
-    info: CaptureInfo, summary: Summary, threshold: float, measured: dict[str, Any]
-) -> BundleInfo:
+def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> BundleInfo:
     """The rule, what it was measured to do, and how the latents are made that it is for."""
     return BundleInfo(
         format_version=BUNDLE_VERSION,
-        eta=summary.eta,
-        lam=summary.lam,
-        threshold=threshold,
+        rule=rule,
         measured=measured,
         **{
             name: getattr(info, name)

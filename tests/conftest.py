@@ -16,6 +16,7 @@ import torch
 from commands import Shell
 from torch import Tensor, nn
 
+from lvd.decide.rules import Vote
 from lvd.detect.network import (
     EncoderConfig,
     HeadDetector,
@@ -182,7 +183,7 @@ MEASURED = {
 def bundle_info(pipe: Any, **changes: Any) -> BundleInfo:
     """Made for `pipe`: six steps, decided by the first four, of which one flagged is enough."""
     values: dict[str, Any] = {
-        **{"format_version": BUNDLE_VERSION, "eta": 4, "lam": 0.25, "threshold": 0.5},
+        "format_version": BUNDLE_VERSION,
         **{"category_names": NAMES, "pipeline": "nowhere/at-all", "revision": None},
         **{"pipeline_class": type(pipe).__name__, "fingerprint": fingerprint(pipe)},
         "scheduler": type(pipe.scheduler).__name__,
@@ -190,7 +191,10 @@ def bundle_info(pipe: Any, **changes: Any) -> BundleInfo:
         **{"layout": "BCFHW", "steps": 6, "guidance": 5.0, "latent_shape": (4, 8, 8, 8)},
         **{"call": {"num_frames": 8, "height": 32, "width": 32}, "measured": MEASURED},
     }
-    return BundleInfo(**{**values, **changes})
+    vote = {
+        name: changes.pop(name, default) for name, default in (("eta", 4), ("lam", 0.25), ("threshold", 0.5))
+    }
+    return BundleInfo(**{"rule": Vote(**vote), **values, **changes})
 
 
 class StubPipeline:

@@ -13,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MEASURED, NAMES, StubPipeline, bundle_info, untrained_run
 
 import lvd.guard.bundle
+from lvd.decide.rules import Vote
+from lvd.decide.sequential import Evidence, Sequential
 from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.guard import Guard
@@ -82,6 +85,62 @@ def reseal(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(listed, indent=1, sort_keys=True) + "\n")
 
 
+# ---- the rule
+
+
+def test_a_bundle_holds_a_sequential_rule(runs: dict[str, Path], info: BundleInfo, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tables = rng.normal(size=(3, ETA, 2))
+    rule = Sequential(Evidence(*tables), (1.5, 2.5), ("block", "flag"), 0.05, "confidence", 59, (-2.0, -0.5))
+    export_bundle(tmp_path / "bundle", runs["both"], replace(info, rule=rule))
+    found = load_bundle(tmp_path / "bundle").info.rule
+    assert found.as_json() == rule.as_json()
+    scores = rng.random((200, ETA, 2))
+    assert np.array_equal(found.decide(scores).blocked, rule.decide(scores).blocked)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert (
+        "With 95% confidence over the draw of the 59 safe prompts that calibrated it, at most a share 0.05"
+        in card
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "oracle"},
+        {"kind": "vote", "eta": 0, "lam": 0.5, "threshold": 0.5},
+        {"kind": "sequential", "boundary": [1.0]},
+        {"kind": "sequential", "policy": ["block", "ignore"]},
+        {"kind": "sequential", "evidence": {}},
+    ],
+    ids=str,
+)
+def test_a_rule_that_is_none_is_refused(
+    change: dict[str, Any], runs: dict[str, Path], info: BundleInfo, tmp_path: Path
+) -> None:
+    tables = np.ones((3, ETA, 2))
+    rule = Sequential(Evidence(*tables), (1.5, 2.5), ("block", "flag"), 0.05, "marginal", 59)
+    bundle = tmp_path / "bundle"
+    export_bundle(bundle, runs["both"], replace(info, rule=rule))
+    raw = json.loads((bundle / "bundle.json").read_text())
+    (bundle / "bundle.json").write_text(json.dumps({**raw, "rule": {**raw["rule"], **change}}))
+    reseal(bundle)
+    assert refused(bundle)
+
+
+def test_a_bundle_of_version_1_is_read_as_a_vote(
+    runs: dict[str, Path], info: BundleInfo, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    export_bundle(bundle, runs["both"], info)
+    raw = json.loads((bundle / "bundle.json").read_text())
+    del raw["rule"]
+    old = {**raw, "format_version": 1, "eta": ETA, "lam": 0.25, "threshold": 0.5}
+    (bundle / "bundle.json").write_text(json.dumps(old))
+    reseal(bundle)
+    assert load_bundle(bundle).info.rule == Vote(ETA, 0.25, 0.5)
+
+
 # ---- what is exported
 
 
@@ -113,7 +172,7 @@ def test_a_bundle_answers_as_the_detectors_of_its_run(
 def test_a_guard_scores_with_the_detectors_of_its_bundle(
     runs: dict[str, Path], info: BundleInfo, tmp_path: Path
 ) -> None:
-    digest = export_bundle(tmp_path / "bundle", runs["both"], replace(info, threshold=0.99))
+    digest = export_bundle(tmp_path / "bundle", runs["both"], replace(info, rule=Vote(ETA, 0.25, 0.99)))
     guard, pipe = Guard.from_pretrained(tmp_path / "bundle", digest=digest), pipeline()
     x0: list[torch.Tensor] = []
     with tap_x0(pipe.scheduler, lambda step, timestep, x0_BCFHW: x0.append(x0_BCFHW.half())):
@@ -257,7 +316,7 @@ def test_a_crash_leaves_the_old_pointer_or_the_new_one(
     bundle: Path, digest: str, runs: dict[str, Path], info: BundleInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends before each of the calls that change what stands on disk, one after the other."""
-    info = replace(info, eta=1)
+    info = replace(info, rule=Vote(1, 0.25, 0.5))
     other = export_bundle(bundle.parent / "apart" / "bundle", runs["networks"], info)
     calls, last = 0, 0
 
@@ -345,7 +404,7 @@ def test_a_thousand_changed_bytes_are_all_refused(
     runs: dict[str, Path], info: BundleInfo, tmp_path: Path
 ) -> None:
     bundle, rng = tmp_path / "bundle", random.Random(0)
-    export_bundle(bundle, runs["both"], replace(info, eta=2))
+    export_bundle(bundle, runs["both"], replace(info, rule=Vote(2, 0.25, 0.5)))
     files = [*files_of(bundle), *[bundle / "manifest.json"] * 3]
     for _ in range(1000):
         path = rng.choice(files)
@@ -441,7 +500,7 @@ def edited(**changes: Any) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("bundle.json", edited(format_version=2)),
+        ("bundle.json", edited(format_version=3)),
         ("bundle.json", edited(eta=5)),
         ("bundle.json", edited(surprise=1)),
         ("bundle.json", edited(category_names=["alpha", "beta", "gamma"])),

@@ -585,7 +585,7 @@ MISTAKES = {
     "more steps than there are": (["steps=0..3"], "steps=0..3 is more than the 3 steps of the pipeline"),
     "workers without a number": (["workers=4"], "workers=4 needs worker=0..3"),
     "a worker too many": (["worker=4", "workers=4"], "worker=4 must be from 0 to workers - 1, which is 3"),
-    "workers in one process": (["worker=0..3", "workers=4"], "worker=0,1,2,3 names 4 processes: add -m"),
+    "workers in one process": (["worker=0..3", "workers=4"], "worker=0..3 names 4 processes: add -m"),
     "workers that are none": (["worker=a-b"], "worker=a-b is not understood"),
     "a worker that labels": (["worker=0", "workers=2", "labels=l.csv"], "goes with prompts=FILE.csv alone"),
     "bad name": (["name=../mine"], "name=../mine must be letters"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
-from lvd.evaluation import evaluate
+from lvd.evaluation import Bound, evaluate
 from lvd.latents.format import read_samples, write_samples
 from lvd.report.wandb import WandbTarget
 from lvd.sweep.grid import Cell
@@ -36,7 +37,9 @@ def demo() -> Path:
 
 def test_the_demo_is_measured_on_the_whole_grid(demo: Path) -> None:
     summary = json.loads((demo / "evaluation/summary.json").read_text())
-    assert (summary["eta"], summary["lam"], summary["threshold"]) == (20, 0.6, 0.5)
+    assert (summary["decision"], summary["eta"], summary["alpha"]) == ("sequential", 50, 0.05)
+    vote = summary["rules"]["vote"]
+    assert (vote["eta"], vote["lam"], summary["threshold"]) == (20, 0.6, 0.5)
     assert (summary["detectors"], summary["detectors_missing"]) == (250, [])
     assert summary["n_test"] >= 100
     assert summary["n_unchecked"] == 0
@@ -49,11 +52,22 @@ def test_all_250_jobs_left_a_result(demo: Path) -> None:
     assert {result["started_from"] for result in results} == {"trunk"}
 
 
-def test_the_demo_reaches_the_papers_level(demo: Path) -> None:
+def test_the_vote_reaches_the_papers_level(demo: Path) -> None:
     """0.902 to 0.929 was measured (docs/demo.md); two of 112 samples are left to another's rounding."""
-    summary = json.loads((demo / "evaluation/summary.json").read_text())
-    print(f"accuracy {summary['accuracy']:.3f}, {summary['accuracy_ci']}")
-    assert summary["accuracy"] >= 0.88
+    vote = json.loads((demo / "evaluation/summary.json").read_text())["rules"]["vote"]
+    print(f"vote: accuracy {vote['accuracy']:.3f}, {vote['accuracy_ci']}")
+    assert vote["accuracy"] >= 0.88
+
+
+def test_the_sequential_rule_catches_more_and_blocks_less(demo: Path) -> None:
+    """1.000 and 0.036 were measured; the guarantee is 0.05 in the mean, and one test split may show more."""
+    rules = json.loads((demo / "evaluation/summary.json").read_text())["rules"]
+    sequential, vote = rules["sequential"], rules["vote"]
+    print(f"sequential: caught {sequential['tpr']:.3f}, safe blocked {sequential['fpr']:.3f}")
+    assert sequential["tpr"] >= 0.93
+    assert sequential["fpr"] <= 0.11
+    assert sequential["accuracy"] > vote["accuracy"]
+    assert sequential["auroc"] > max(0.98, vote["auroc"])
 
 
 def test_the_guard_stops_fresh_videos_and_lets_the_others_through_untouched(
@@ -75,8 +89,8 @@ def test_the_guard_stops_fresh_videos_and_lets_the_others_through_untouched(
     measured = json.loads((tmp_path / "guarded.json").read_text())
     assert (measured["unsafe"], measured["safe"]) == (20, 20)
     assert measured["unchecked"] == 0
-    assert measured["caught"] >= 15
-    assert measured["blocked"] <= 7
+    assert measured["caught"] >= 18
+    assert measured["blocked"] <= 4
     assert measured["released_identical"] == measured["released"] > 0
     assert measured["median_step_unsafe"] < 20
     assert measured["wall_time_saved_unsafe"] > 0.3
@@ -127,7 +141,9 @@ def _shuffled_run(capture: Path, folder: Path, seed: int) -> tuple[float, float]
         for number in range(5):
             name = f"digit_{('zero', 'one', 'two', 'three', 'four')[number]}"
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"
-    found = evaluate(shuffled, job.run, eta=10, lam=0.6, threshold=0.5, examples=0, show_unsafe=False).summary
+    bound = Bound(0.05, "marginal", {}, {})
+    options: dict[str, Any] = {"threshold": 0.5, "bound": bound, "examples": 0, "show_unsafe": False}
+    found = evaluate(shuffled, job.run, eta=10, lam=0.6, **options).decision.summary
     assert found.tpr is not None
     assert found.fpr is not None
     scores = pd.read_csv(job.run / "evaluation/scores.csv", keep_default_na=False)

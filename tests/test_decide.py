@@ -18,7 +18,8 @@ from lvd.decide.metrics import (
     summarise,
     wilson,
 )
-from lvd.decide.rules import Flags, attribute, decide, flag_steps, flags_needed
+from lvd.decide.rules import Flags, Vote, attribute, decide, flag_steps, flags_needed
+from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
 
 LAMS = [k / 100 for k in range(1, 101)]
@@ -30,6 +31,12 @@ def flags_of(text: str) -> Flags:
     """Rows of `#` flagged, `.` not flagged, `?` not known."""
     table = np.array([list(row) for row in text.split()])
     return Flags(table == "#", known=table != "?")
+
+
+def scores_of(text: str) -> np.ndarray:
+    """The same rows as scores `[N, S, 1]` of one category, at a threshold of 0.5."""
+    rows = [[{"#": 0.9, ".": 0.1, "?": math.nan}[mark] for mark in row] for row in text.split()]
+    return np.array(rows)[:, :, None]
 
 
 @st.composite
@@ -266,7 +273,7 @@ CATEGORIES = np.array([[1, 0], [1, 1], [1, 0], [0, 0], [0, 0]], dtype=bool)
 
 
 def test_summary_by_hand() -> None:
-    summary = summarise(flags_of(BY_HAND), CATEGORIES, ("a", "b"), eta=3, lam=0.3)
+    summary = summarise(Vote(3, 0.3, 0.5), scores_of(BY_HAND), CATEGORIES, ("a", "b"))
     assert (summary.n_test, summary.n_unchecked, summary.eta, summary.lam) == (5, 0, 3, 0.3)
     assert summary.accuracy == pytest.approx(3 / 5)
     assert summary.tpr == pytest.approx(2 / 3)
@@ -286,10 +293,10 @@ def test_summary_by_hand() -> None:
 
 
 def test_undecided_samples_are_withheld_and_flatter_no_rate() -> None:
-    flags = flags_of(f"{BY_HAND} ??.. ??..")
+    scores = scores_of(f"{BY_HAND} ??.. ??..")
     categories = np.vstack([CATEGORIES, [[1, 0], [0, 0]]]).astype(bool)
-    whole = summarise(flags_of(BY_HAND), CATEGORIES, ("a", "b"), eta=3, lam=0.3)
-    summary = summarise(flags, categories, ("a", "b"), eta=3, lam=0.3)
+    whole = summarise(Vote(3, 0.3, 0.5), scores_of(BY_HAND), CATEGORIES, ("a", "b"))
+    summary = summarise(Vote(3, 0.3, 0.5), scores, categories, ("a", "b"))
     assert (summary.n_test, summary.n_unchecked) == (7, 2)
     assert (summary.n_unchecked_unsafe, summary.n_unchecked_safe) == (1, 1)
     assert summary.accuracy == pytest.approx(3 / 7)  # neither of them is decided rightly
@@ -304,7 +311,7 @@ def test_undecided_samples_are_withheld_and_flatter_no_rate() -> None:
 
 
 def test_nothing_decided_is_no_right_decision() -> None:
-    summary = summarise(flags_of("?? ??"), np.array([[True], [False]]), ("a",), eta=2, lam=0.5)
+    summary = summarise(Vote(2, 0.5, 0.5), scores_of("?? ??"), np.array([[True], [False]]), ("a",))
     assert summary.n_unchecked == 2
     assert (summary.accuracy, summary.tpr, summary.fpr, summary.auroc) == (0, 0, 1, 0)
     assert summary.steps_mean_unsafe is None
@@ -313,7 +320,7 @@ def test_nothing_decided_is_no_right_decision() -> None:
 
 
 def test_what_is_not_there_is_none_not_zero() -> None:
-    summary = summarise(flags_of("#."), np.array([[True]]), ("a",), eta=2, lam=0.5)
+    summary = summarise(Vote(2, 0.5, 0.5), scores_of("#."), np.array([[True]]), ("a",))
     assert (summary.tpr, summary.fpr, summary.fpr_ci, summary.auroc) == (1, None, None, None)
 
 
@@ -330,7 +337,7 @@ def test_a_missing_detector_never_makes_a_rate_look_better(data: st.DataObject, 
         hole = data.draw(st.integers(0, steps - 1)), data.draw(st.integers(0, categories - 1))
         holed[:, hole[0], hole[1]] = np.nan
     names = tuple("abc"[:categories])
-    whole, other = (summarise(flag_steps(table, 0.5), has, names, eta, lam) for table in (scores, holed))
+    whole, other = (summarise(Vote(eta, lam, 0.5), table, has, names) for table in (scores, holed))
     for better, worse in [
         (whole.accuracy, other.accuracy),
         (whole.tpr, other.tpr),
@@ -353,9 +360,26 @@ def test_surface_agrees_with_the_summary() -> None:
     assert surface.shape == (4, 2)
     assert surface[2, 0] == pytest.approx(3 / 6)  # the sample with the hole is undecided
     for eta, (column, lam) in itertools.product(range(1, 5), enumerate([0.3, 1.0])):
-        assert surface[eta - 1, column] == rates(flags, label, eta, lam)["accuracy"][0]
+        assert surface[eta - 1, column] == pytest.approx(
+            rates(decide(flags, eta, lam), label)["accuracy"][0], abs=1e-12
+        )
     nobody = Flags(np.zeros((0, 2), bool), np.zeros((0, 2), bool))
     assert np.isnan(accuracy_surface(nobody, np.zeros(0, bool), [0.5])).all()
+
+
+def test_a_sample_that_is_released_and_marked_is_caught_and_not_blocked() -> None:
+    """Every other category is to be flagged: the first sample is stopped, the next two are marked."""
+    steps, evidence = 3, Evidence(*np.ones((2, 3, 2)), np.zeros((3, 2)))
+    rule = Sequential(evidence, (2.0, 2.0), ("block", "flag"), 0.05, "marginal", 99)
+    scores = np.full((4, steps, 2), 0.5)
+    scores[0, 1:] = 0.9  # both categories: that to block counts
+    scores[1, 1:, 1] = scores[2, 1:, 1] = 0.9
+    has = np.array([[1, 0], [0, 1], [0, 0], [0, 0]], dtype=bool)
+    summary = summarise(rule, scores, has, ("a", "b"), sampler_steps=6)
+    assert (summary.tpr, summary.fpr, summary.accuracy) == (1.0, 0.0, pytest.approx(3 / 4))
+    assert (summary.eta, summary.lam, summary.n_unchecked) == (3, None, 0)
+    assert summary.compute_saved == pytest.approx(1 - (2 + 6 + 6 + 6) / 24)
+    assert summary.auroc == pytest.approx(2 * (1 + 0.5) / 4)
 
 
 def test_attribution_by_hand() -> None:
@@ -369,14 +393,14 @@ def test_attribution_by_hand() -> None:
         ]
     )
     has = np.array([[1, 0], [0, 1], [1, 0], [0, 0]], dtype=bool)
-    measured = measure_attribution(scores, has, 0.5, eta=3, lam=0.6)
+    measured = measure_attribution(Vote(3, 0.6, 0.5), scores, has)
     assert (measured.n, measured.first_right) == (2, 0.5)
     assert measured.first_right_ci == pytest.approx(wilson(1, 2))
     assert measured.named_mean == pytest.approx((2 + 1) / 2)
 
 
 def test_attribution_of_nothing_caught() -> None:
-    measured = measure_attribution(np.full((2, 3, 2), np.nan), np.eye(2, dtype=bool), 0.5, eta=3, lam=0.6)
+    measured = measure_attribution(Vote(3, 0.6, 0.5), np.full((2, 3, 2), np.nan), np.eye(2, dtype=bool))
     assert measured.as_json() == {"n": 0, "first_right": None, "first_right_ci": None, "named_mean": None}
 
 

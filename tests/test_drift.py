@@ -1,12 +1,21 @@
 """The drift monitor: against MAPIE's martingale, its false alarms by simulation, and what it notices."""
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from conftest import bundle_info, untrained_run
 from mapie.exchangeability_testing import OnlineMartingaleTest
 from scipy.stats import binomtest
 
 import lvd.decide.drift
 from lvd.decide.drift import DriftMonitor
+from lvd.decide.sequential import Evidence, Sequential
+from lvd.guard import AuditLog
+from lvd.guard.bundle import export_bundle
 
 
 def p_values_of(reference: list[float], live: list[float], seed: int) -> list[float]:
@@ -67,3 +76,78 @@ def test_a_change_is_noticed(shift: float, within: int) -> None:
 def test_a_change_after_a_long_quiet_time_is_noticed_too() -> None:
     found = alarms(runs=20, videos=700, shift=2.0, from_video=500, reference=200)
     assert np.mean([at > 500 for at in found]) > 0.8
+
+
+# ---- the command
+
+STEPS, BOUNDARY = 4, 3.0
+
+
+@pytest.fixture
+def bundle(tiny_pipeline: Any, tmp_path: Path) -> tuple[Path, str]:
+    """Sums the log-odds of four steps; calibrated on margins around -4."""
+    run = untrained_run(tmp_path / "run", lambda name, step: "head", steps=STEPS)
+    evidence = Evidence(*np.ones((2, STEPS, 2)), np.zeros((STEPS, 2)))
+    reference = tuple(sorted(np.random.default_rng(0).normal(-4, 1, 60).tolist()))
+    rule = Sequential(evidence, (BOUNDARY, BOUNDARY), ("block", "block"), 0.05, "marginal", 60, reference)
+    return tmp_path / "bundle", export_bundle(tmp_path / "bundle", run, bundle_info(tiny_pipeline, rule=rule))
+
+
+def log_of(path: Path, digest: str, margins: np.ndarray) -> Path:
+    """As a guard records them: a safe sample has the scores of all steps, an unsafe one stops."""
+    log, decisions = AuditLog(path), []
+    for margin in margins:
+        odds = np.full((STEPS, 2), -7.0)
+        odds[0] = margin + BOUNDARY
+        decision = {
+            "outcome": "unsafe" if margin > 0 else "safe",
+            "scores": (1 / (1 + np.exp(-odds))).tolist(),
+        }
+        decisions.append(("a prompt", decision))
+    log.append(digest, decisions)
+    return path
+
+
+def watched(log: Path, bundle: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lvd.guard.drift", log, "--bundle", bundle]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_log_of_traffic_like_the_calibration_set_raises_no_alarm(
+    bundle: tuple[Path, str], tmp_path: Path
+) -> None:
+    margins = np.random.default_rng(1).normal(-4, 1, 200)
+    log = log_of(tmp_path / "audit.jsonl", bundle[1], np.r_[margins, np.full(50, 2.0)])
+    log_of(log, "e" * 64, np.full(100, -0.5))  # another bundle's decisions
+    ran = watched(log, bundle[0])
+    assert ran.returncode == 0, ran.stderr
+    assert "250 decisions, 200 of them safe and watched to the end" in ran.stdout
+    assert "no change seen" in ran.stdout
+
+
+def test_a_log_of_other_traffic_raises_one(bundle: tuple[Path, str], tmp_path: Path) -> None:
+    margins = np.random.default_rng(1).normal(-1.5, 0.5, 100)
+    ran = watched(log_of(tmp_path / "audit.jsonl", bundle[1], margins), bundle[0])
+    assert ran.returncode == 1
+    assert "traffic is not what the bundle was calibrated for" in ran.stdout
+
+
+def test_a_log_that_was_edited_is_an_error(bundle: tuple[Path, str], tmp_path: Path) -> None:
+    log = log_of(tmp_path / "audit.jsonl", bundle[1], np.full(10, -4.0))
+    log.write_text(log.read_text().replace("safe", "SAFE", 1))
+    ran = watched(log, bundle[0])
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"error: {log} line 1: record 1 was edited")
+
+
+def test_a_log_without_decisions_of_the_bundle_or_a_vote_is_an_error(
+    bundle: tuple[Path, str], tiny_pipeline: Any, tmp_path: Path
+) -> None:
+    log = log_of(tmp_path / "audit.jsonl", "e" * 64, np.full(10, -4.0))
+    ran = watched(log, bundle[0])
+    assert ran.returncode == 2
+    assert f"has no decision of the bundle {bundle[1]}" in ran.stderr
+    export_bundle(tmp_path / "votes" / "bundle", tmp_path / "run", bundle_info(tiny_pipeline))
+    ran = watched(log, tmp_path / "votes" / "bundle")
+    assert ran.returncode == 2
+    assert "decides by vote, which guarantees nothing that could be lost" in ran.stderr

@@ -22,9 +22,11 @@ import lvd.sweep.state
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.capture.labels import label
 from lvd.decide.metrics import wilson
+from lvd.decide.rules import Vote
+from lvd.decide.sequential import Sequential
 from lvd.detect.network import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
-from lvd.evaluation import Evaluation, evaluate
+from lvd.evaluation import Bound, Evaluation, evaluate
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
 from lvd.latents.format import Sample
@@ -39,6 +41,7 @@ DOCUMENTED = {
 ADDITIONS = {
     *("n_unchecked", "n_unchecked_unsafe", "n_unchecked_safe", "tpr_ci", "fpr_ci", "threshold", "max_fpr"),
     *("detectors", "detectors_missing", "attribution", "capture", "trained_on", "n_left_out", "other_origin"),
+    *("decision", "rules", "not_calibrated"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]
 
@@ -61,6 +64,8 @@ def do(
     lam: float = 0.6,
     show_unsafe: bool = False,
     max_fpr: float | None = None,
+    decision: str = "vote",
+    bound: Bound = Bound(0.05, "marginal", {}, {}),  # noqa: B008
 ) -> Done:
     evaluation = evaluate(
         capture,
@@ -69,6 +74,8 @@ def do(
         lam=lam,
         threshold=0.5,
         max_fpr=max_fpr,
+        decision=decision,
+        bound=bound,
         examples=6,
         show_unsafe=show_unsafe,
     )
@@ -234,10 +241,13 @@ def test_a_detector_is_measured_on_its_category_and_safe_samples(done: Done) -> 
 
 def test_the_report_says_what_was_measured(done: Done) -> None:
     attribution = done.summary["attribution"]
-    assert f"First category named is right (n={attribution['n']} caught)" in done.page
+    assert "First category named is right, of the caught" in done.page
+    assert f"n={attribution['n']}<" in done.page
     assert attribution["first_right"] > 0.8  # the capture has a signal
     assert f"{done.summary['accuracy']:.3f}" in done.page
-    assert f"{done.summary['accuracy']:.1%}" in done.page
+    unsafe = sum(values["n"] for values in done.summary["per_category"].values())
+    caught = round(done.summary["tpr"] * unsafe)
+    assert f"Unsafe videos that the vote rule caught, {caught} of {unsafe}" in done.page
     assert "detectors are missing" not in done.page
 
 
@@ -321,17 +331,14 @@ def test_the_threshold_of_max_fpr_is_chosen_on_val(capture: Path, own_run: Path)
     safe = second[second.index.get_level_values("label") == ""]  # eta 2, lam 0.6: both steps are needed
     assert (safe >= threshold).mean() <= 0.25
     assert (safe.sort_values().iloc[: -len(safe) // 4] < threshold).all()
-    assert load_bundle(own_run / "bundle").info.threshold == threshold
+    assert load_bundle(own_run / "bundle").info.rule == Vote(2, 0.6, threshold)
 
 
 def test_the_bundle_gives_the_scores_that_were_measured(capture: Path, own_run: Path) -> None:
     done = do(capture, own_run)
     bundle = load_bundle(own_run / "bundle", done.evaluation.bundle)
-    assert (bundle.info.eta, bundle.info.lam, bundle.info.measured["n_test"]) == (
-        2,
-        0.6,
-        done.summary["n_test"],
-    )
+    assert bundle.info.rule == Vote(2, 0.6, 0.5)
+    assert bundle.info.measured["n_test"] == done.summary["n_test"]
     reader = CaptureReader(capture)
     table = done.scores.set_index(["sample_id", "step", "category"]).score
     for step in range(2):
@@ -350,7 +357,63 @@ def test_a_hole_leaves_the_bundle_of_an_earlier_evaluation(capture: Path, own_ru
     shutil.rmtree(own_run / "alpha" / "step_00")
     assert do(capture, own_run).evaluation.bundle is None
     assert load_bundle(own_run / "bundle").digest == other  # the last
-    assert load_bundle(own_run / "bundles" / digest[:12], digest).info.eta == 2
+    assert load_bundle(own_run / "bundles" / digest[:12], digest).info.rule.steps == 2
+
+
+# ---- the calibrated rule beside the vote
+
+
+def test_too_few_safe_val_prompts_leave_the_vote_alone_and_refuse_the_calibrated_rule(
+    capture: Path, own_run: Path, done: Done
+) -> None:
+    few = r"alpha=0.05 with the marginal guarantee needs 19 safe calibration prompts, and there are 8"
+    assert re.search(few, done.summary["not_calibrated"])
+    assert (done.summary["decision"], list(done.summary["rules"])) == ("vote", ["vote"])
+    with pytest.raises(LvdError, match=few):
+        do(capture, own_run, decision="sequential")
+    assert not (own_run / "bundle").exists()
+
+
+def test_both_rules_are_measured_and_the_chosen_one_is_in_the_bundle(
+    capture: Path, own_run: Path, done: Done
+) -> None:
+    bound = Bound(0.25, "marginal", {"beta": "flag"}, {})
+    chosen = do(capture, own_run, decision="sequential", bound=bound)
+    summary = chosen.summary
+    assert summary["rules"]["vote"] == done.summary["rules"]["vote"]  # whatever else is measured
+    assert (summary["decision"], summary["alpha"], summary["prompts"]) == ("sequential", 0.25, 8)
+    assert (summary["eta"], summary["lam"]) == (3, None)
+    assert summary["accuracy"] == summary["rules"]["sequential"]["accuracy"]
+    rule = load_bundle(own_run / "bundle", chosen.evaluation.bundle).info.rule
+    assert isinstance(rule, Sequential)
+    assert (rule.steps, rule.policy, rule.guarantee) == (3, ("block", "flag"), "marginal")
+    table = chosen.scores.pivot_table(index=["split", "sample_id", "label"], columns=["step", "category"])
+    for split in ("val", "test"):
+        of_split = table.loc[split]
+        scores = of_split.to_numpy().reshape(len(of_split), 3, 2)
+        decisions = rule.decide(scores)
+        safe = of_split.index.get_level_values("label") == ""
+        if split == "val":  # rounded scores: the one that the boundary stands on may fall on either side
+            assert decisions.blocked[safe].sum() <= 2
+        else:
+            assert decisions.unsafe[~safe].mean() == pytest.approx(summary["tpr"], abs=0.13)
+    voted = do(capture, own_run)
+    assert voted.summary["accuracy"] == done.summary["accuracy"]
+    assert load_bundle(own_run / "bundle").info.rule == Vote(2, 0.6, 0.5)
+    assert (
+        load_bundle(own_run / "bundles" / str(chosen.evaluation.bundle)[:12]).info.rule.kind == "sequential"
+    )
+
+
+def test_a_policy_of_a_category_that_is_not_there_is_refused(capture: Path, own_run: Path) -> None:
+    with pytest.raises(LvdError, match=r"policy\.gamma: there is no such category; there are alpha, beta"):
+        do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {"gamma": "flag"}, {}))
+
+
+def test_a_hole_leaves_no_calibrated_rule(capture: Path, own_run: Path) -> None:
+    shutil.rmtree(own_run / "alpha" / "step_00")
+    holed = do(capture, own_run, bound=Bound(0.25, "marginal", {}, {}))
+    assert holed.summary["not_calibrated"] == "detectors are missing, and a calibrated rule needs every one"
 
 
 # ---- on another capture

@@ -23,6 +23,7 @@ from torch import Tensor
 
 import lvd.guard.guard
 from lvd.decide.rules import Flags, certain, decide, flags_needed
+from lvd.decide.sequential import Evidence, Policy, Sequential
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard, GuardResult
 from lvd.guard.bundle import Bundle, export_bundle
@@ -159,6 +160,78 @@ def test_an_unsafe_sample_always_has_a_category() -> None:
     guard.bundle.detectors.spoil = lambda step, logits: by_step[step][None]
     (decision,) = guard(pipe, prompt="one").decisions
     assert (decision.outcome, decision.categories) == ("unsafe", ("beta",))
+
+
+class Evident(Scripted):
+    """Detectors whose log-odds stand in a table `[samples, steps, categories]`."""
+
+    def __init__(self, odds: Any) -> None:
+        super().__init__(np.zeros(np.shape(odds)[:2]))
+        self.odds = torch.as_tensor(odds, dtype=torch.float32)
+
+    def forward(self, step: int, x0: Tensor) -> Tensor:
+        rows = self.samples(step, x0)
+        self.asked.append((step, rows))
+        return self.odds[rows, step]
+
+
+def sequential(*policy: Policy, boundary: float = 3.0) -> Sequential:
+    """Sums the log-odds of all six steps; every category has the same boundary."""
+    evidence = Evidence(*np.ones((2, STEPS, 2)), np.zeros((STEPS, 2)))
+    return Sequential(evidence, (boundary, boundary), policy or ("block", "block"), 0.05, "marginal", 99)
+
+
+def guard_by(rule: Sequential, pipe: StubPipeline, odds: np.ndarray) -> Guard:
+    info = bundle_info(pipe, latent_shape=pipe.shape, call={}, rule=rule)
+    return Guard(Bundle(info, "d" * 64, Evident(odds)))  # type: ignore[arg-type]
+
+
+def test_the_guard_stops_a_sample_when_its_evidence_crosses_the_boundary_at_whatever_step() -> None:
+    rng, pipe = np.random.default_rng(2), StubPipeline()
+    odds = rng.normal(size=(60, STEPS, 2))
+    guard = guard_by(sequential(), pipe, odds)
+    result = guard(pipe, prompt=prompts(60))
+    totals = odds.cumsum(axis=1)
+    crossed = (totals > 3.0 + 1e-5).any(axis=2)
+    unsafe = crossed.any(axis=1)
+    assert 10 < unsafe.sum() < 50
+    step = np.where(unsafe, crossed.argmax(axis=1), STEPS - 1)
+    assert outcomes(result) == np.where(unsafe, "unsafe", "safe").tolist()
+    assert [decision.step for decision in result.decisions] == step.tolist()
+    assert [video is None for video in result.videos] == unsafe.tolist()
+    for row, decision in enumerate(result.decisions):
+        highest = totals[row, : step[row] + 1].max(axis=0)
+        named = [name for _, name in sorted(zip(-highest, ("alpha", "beta"), strict=True))]
+        assert decision.categories == tuple(n for n in named if highest[("alpha", "beta").index(n)] > 3.0)
+
+
+def test_a_category_to_flag_is_released_and_marked_unless_one_to_block_crosses_too() -> None:
+    pipe = StubPipeline()
+    odds = np.zeros((4, STEPS, 2))
+    odds[0, 1:, 1] = 2.0  # to flag: released, and marked at the end
+    odds[1, 1:, 1] = odds[1, 3:, 0] = 2.0  # and to block, later
+    odds[2, 1:, 0] = 2.0
+    guard = guard_by(sequential("block", "flag"), pipe, odds)
+    result = guard(pipe, prompt=prompts(4))
+    assert outcomes(result) == ["unsafe", "unsafe", "unsafe", "safe"]
+    assert [d.step for d in result.decisions] == [STEPS - 1, 4, 2, STEPS - 1]
+    assert [d.released for d in result.decisions] == [True, False, False, True]
+    assert [d.categories for d in result.decisions] == [("beta",), ("beta", "alpha"), ("alpha",), ()]
+    assert "to flag: released" in result.decisions[0].why
+    whole = unguarded(4)
+    assert [video is None for video in result.videos] == [False, True, True, False]
+    assert is_whole(result.videos[0], whole[0])
+    assert is_whole(result.videos[3], whole[3])
+
+
+def test_a_fault_after_a_category_to_flag_crossed_withholds_the_sample() -> None:
+    pipe = StubPipeline()
+    odds = np.zeros((1, STEPS, 2))
+    odds[0, 1:, 1] = 2.0
+    guard = guard_by(sequential("block", "flag"), pipe, odds)
+    pipe.disturb = lambda step, latents: latents * torch.nan if step == 4 else latents
+    result = guard(pipe, prompt="one")
+    assert (outcomes(result), result.videos) == (["unchecked"], [None])
 
 
 # ---- blocking, on a real pipeline
@@ -1097,6 +1170,7 @@ from pathlib import Path
 
 import torch
 
+from lvd.decide.rules import Vote
 from lvd.detect.network import EncoderConfig, NetworkDetector, save_detector
 from lvd.guard import AuditLog, Guard
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
@@ -1139,12 +1213,13 @@ def outcome(pipe, bias):
     torch.nn.init.constant_(detector.output.bias, bias)
     save_detector(folder / "run/bad/step_00/detector", detector, {}, None)
     info = BundleInfo(
-        format_version=BUNDLE_VERSION, eta=1, lam=1.0, threshold=0.5, category_names=("bad",),
+        format_version=BUNDLE_VERSION, rule=Vote(1, 1.0, 0.5), category_names=("bad",),
         pipeline="", revision=None, pipeline_class="Pipeline", fingerprint=fingerprint(pipe),
         scheduler="DDIMScheduler", scheduler_config=dict(pipe.scheduler.config), layout="BCFHW", steps=6,
         guidance=5.0, call={}, latent_shape=(2, 4, 8, 8),
         measured={
-            "n_test": 0, "per_category": {},
+            "n_test": 0, "per_category": {}, "n_left_out": 0, "capture": "one", "trained_on": "one",
+            "attribution": {"n": 0},
             **{name: None for key in ("accuracy", "tpr", "fpr") for name in (key, key + "_ci")},
         },
     )

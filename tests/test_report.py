@@ -16,13 +16,23 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from plotly.offline import get_plotlyjs
 
-from lvd.decide.metrics import cell_metrics, summarise
+from lvd.decide.metrics import (
+    Attribution,
+    Summary,
+    cell_metrics,
+    measure_attribution,
+    summarise,
+    wilson,
+)
+from lvd.decide.rules import Rule, Vote
+from lvd.decide.sequential import Evidence, Policy, Sequential
 from lvd.detect.bank import Scored
 from lvd.latents.format import Sample
-from lvd.report import defence, figures
+from lvd.report import defence, figures, tables
 from lvd.report.page import TEMPLATE, ExampleRow, Section, write_page
 from lvd.report.sweep import JobRow, write_dashboard
 
+NAN = float("nan")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"double\" 'single' &amp;"
 
 
@@ -223,27 +233,53 @@ def test_the_surface_has_eta_to_the_right_and_marks_the_choice() -> None:
     assert (cells.zmin, cells.zmax) == (0.1, 0.6)
 
 
-def test_decisions_are_cumulated_over_all_samples_of_their_label() -> None:
+def test_stops_of_each_rule_are_cumulated_over_all_samples_of_their_label() -> None:
     rows = [
-        ("unsafe", "unsafe", 2),
-        ("unsafe", "unsafe", 0),
-        ("unsafe", "safe", 1),
-        ("unsafe", "unchecked", 9),
+        ("vote", "unsafe", True, 2),
+        ("vote", "unsafe", True, 0),
+        ("vote", "unsafe", False, 1),
+        ("vote", "unsafe", False, 2),
+        ("vote", "safe", False, 1),
+        ("sequential", "unsafe", True, 1),
+        ("sequential", "safe", True, 3),
     ]
-    decided = pd.DataFrame([*rows, ("safe", "safe", 1)], columns=["label", "decision", "step"])
-    lines = {line.name: list(line.y) for line in figures.deciding_steps(decided, eta=3).data}
-    assert lines["unsafe blocked"] == [0.25, 0.25, 0.5]
-    assert lines["unsafe cleared (missed)"] == [0, 0.25, 0.25]
-    assert lines["safe cleared"] == [0, 1, 1]
-    assert lines["safe blocked (false block)"] == [0, 0, 0]
+    stopped = pd.DataFrame(rows, columns=["rule", "label", "stopped", "step"])
+    lines = {line.name: list(line.y) for line in figures.stopped_by_step(stopped, steps=4).data}
+    assert lines == {
+        "vote: unsafe caught": [0.25, 0.25, 0.5, 0.5],
+        "vote: safe blocked": [0, 0, 0, 0],
+        "sequential: unsafe caught": [0, 1, 1, 1],
+        "sequential: safe blocked": [0, 0, 0, 1],
+    }
 
 
-@pytest.mark.parametrize("eta", [1, 5])
-def test_decisions_that_are_all_made_at_step_0_are_drawn(eta: int) -> None:
-    decided = pd.DataFrame({"label": ["unsafe", "safe"], "decision": ["unsafe", "safe"], "step": [0, 0]})
-    for line in figures.deciding_steps(decided, eta=eta).data:
-        assert list(line.x) == list(range(eta))  # up to the rule's last step
+@pytest.mark.parametrize("steps", [1, 5])
+def test_stops_that_are_all_at_step_0_are_drawn(steps: int) -> None:
+    stopped = pd.DataFrame({"rule": ["vote"], "label": ["unsafe"], "stopped": [True], "step": [0]})
+    for line in figures.stopped_by_step(stopped, steps=steps).data:
+        assert list(line.x) == list(range(steps))
         assert len(line.x) > 1 or line.mode == "markers"  # a line of one point is not seen
+
+
+def test_the_trade_off_marks_each_rule_with_its_intervals_and_the_guarantee() -> None:
+    curves = pd.DataFrame({"rule": "vote", "fpr": [0.0, 1.0], "tpr": [0.0, 1.0], "steps": [NAN, 3.0]})
+    rule = {"rule": "vote", "fpr": 0.1, "fpr_low": 0.05, "fpr_high": 0.3, "tpr": 0.8, "steps": 12.34}
+    figure = figures.trade_off(curves, pd.DataFrame([{**rule, "tpr_low": 0.5, "tpr_high": 0.9}]), alpha=0.05)
+    curve, point, in_legend = figure.data
+    assert list(curve.customdata) == ["none is caught", "3.0 steps until caught"]
+    assert (list(point.x), list(point.y), list(point.marker.color)) == ([0.1], [0.8], [12.34])
+    assert np.allclose([*point.error_x.arrayminus, *point.error_x.array], [0.05, 0.2])
+    assert np.allclose([*point.error_y.arrayminus, *point.error_y.array], [0.3, 0.1])
+    assert [trace.showlegend for trace in (curve, point, in_legend)] == [False, False, True]
+    assert figure.layout.shapes[0].x0 == 0.05
+    assert figure.layout.annotations[0].text == "guaranteed: at most 5%"
+    assert figure.layout.xaxis.range[1] >= 0.3
+    assert figure.layout.yaxis.range[0] <= 0.5  # the whole interval is seen
+    assert not figures.trade_off(curves, figure_rules(rule), alpha=None).layout.shapes
+
+
+def figure_rules(rule: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([{**rule, "fpr_low": NAN, "fpr_high": NAN, "tpr_low": NAN, "tpr_high": NAN}])
 
 
 def test_every_unsafe_group_is_drawn_against_safe() -> None:
@@ -308,15 +344,28 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ),
     )
 
-    def make(test: Scored, *, eta: int = 3, labelled: bool = True, **options: Any) -> Tags:
+    def make(
+        test: Scored,
+        *,
+        eta: int = 3,
+        beside: Sequential | None = None,
+        decision: str = "vote",
+        labelled: bool = True,
+        **options: Any,
+    ) -> Tags:
         rows = np.arange(len(test.samples), dtype=float)[:, None, None, None, None] + np.zeros(
             (1, 2, 3, 2, 2)
         )
         info = SimpleNamespace(
-            category_names=NAMES, latent_shape=(2, 3, 2, 2), labelled=labelled, steps=SAMPLER_STEPS
+            category_names=NAMES,
+            latent_shape=(2, 3, 2, 2),
+            labelled=labelled,
+            steps=SAMPLER_STEPS,
+            pipeline="a/pipeline",
+            scheduler="DDIMScheduler",
         )
         capture: Any = SimpleNamespace(info=info, step=lambda step: rows)
-        summary = summarise(test.flags, test.categories_NK, NAMES, eta, 1.0, sampler_steps=SAMPLER_STEPS)
+        rules = measured(test, Vote(eta, 1.0, test.threshold), *([beside] if beside else []))
         cells = []
         for column, name in enumerate(NAMES):
             positive, members = test.categories_NK[:, column], test.categories_NK[:, column] | ~test.label
@@ -325,12 +374,31 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 metrics = cell_metrics(positive[members], scores, test.threshold)
                 why = defence.hole(test, column, step)
                 cells.append({"category": name, "step": step, **metrics, "hole": why})
-        options = {"examples": 6, "show_unsafe": False, **options}
+        (rule,) = (rule for rule, _, _ in rules if rule.kind == decision)
+        options = {"problems": [], "notes": [], "examples": 6, "show_unsafe": False, **options}
         path = tmp_path / "report.html"
-        defence.write_report(path, "Report", capture, summary, test, test, pd.DataFrame(cells), [], **options)
+        table = pd.DataFrame(cells)
+        defence.write_report(path, "Report", capture, rules, rule, test, test, table, **options)
         return Tags(path.read_text(encoding="utf-8"))
 
     return make
+
+
+def measured(test: Scored, *rules: Rule) -> list[tuple[Rule, Summary, Attribution]]:
+    return [
+        (
+            rule,
+            summarise(rule, test.scores_NSK, test.categories_NK, NAMES, sampler_steps=SAMPLER_STEPS),
+            measure_attribution(rule, test.scores_NSK, test.categories_NK),
+        )
+        for rule in rules
+    ]
+
+
+def sequential(boundary: float, *, alpha_is: Policy = "block") -> Sequential:
+    """Cumulated log-odds of three steps, unweighed, against one boundary."""
+    evidence = Evidence(np.ones((3, 2)), np.ones((3, 2)), np.zeros((3, 2)))
+    return Sequential(evidence, (boundary, boundary), (alpha_is, "block"), 0.05, "marginal", 19)
 
 
 CALM = ("calm", "", [0.1, 0.2, 0.1])
@@ -338,13 +406,12 @@ CAUGHT = ("caught", "alpha", [0.9, 0.9, 0.9])
 BLOCKED = ("blocked", "", [0.8, 0.7, 0.9])
 MISSED = ("missed", "alpha", [0.9, 0.2, 0.1])
 WORSE = ("worse", "alpha", [0.3, 0.2, 0.1])
-NAN = float("nan")
 
 
 def seen(page: Tags) -> dict[str, str]:
     """How the images of each example are seen, by its sample_id."""
-    shown = page.text.split("What the detectors saw")[-1]
-    names = re.findall(r"sample (\w+?)(?=Caught|Cleared|Missed|Wrongly)", shown)
+    shown = page.text.split("Failures to look at")[-1]
+    names = re.findall(r"sample (\w+?)(?=Caught|Cleared|Missed|Wrongly|Flagged)", shown)
     alts = [str(a["alt"]).split(", ")[1:] for a in page.named("img")]
     each = len(alts) // len(names)
     return {name: " ".join(alts[each * n]) or "sharp" for n, name in enumerate(names)}
@@ -389,7 +456,7 @@ def test_a_blurred_example_is_not_in_the_file_and_a_covered_one_waits_for_its_re
 def test_mistakes_come_first_the_worst_first_and_by_their_sample_id(report: Any) -> None:
     page = report(scored(CALM, CAUGHT, MISSED, BLOCKED, WORSE), examples=12)
     assert list(seen(page)) == ["worse", "missed", "blocked", "calm", "caught"]
-    assert "3 of 3 mistakes come first" in page.text
+    assert "3 of 3 mistakes of the vote rule come first" in page.text
     assert "Missed: labelled alpha, decided safe, certain at step 0" in page.text
     assert "Wrongly blocked: labelled safe, decided unsafe" in page.text
 
@@ -423,12 +490,12 @@ def drawn(page: Tags) -> list[dict[str, Any]]:
 
 def test_a_category_without_test_samples_has_detectors_that_cannot_be_measured(report: Any) -> None:
     page = report(scored(CALM, CAUGHT))  # none of beta
-    for heatmap in drawn(page)[:2]:
+    for heatmap in drawn(page)[2:4]:
         assert [trace["name"] for trace in heatmap["data"] if trace.get("mode")] == [figures.NOT_MEASURED]
     assert "There are no test samples to measure beta on" in page.text
     holed = scored(CALM, CAUGHT)
     holed.scores_NSK[:, 1, 1] = NAN  # and one of them is missing
-    names = {trace["name"] for trace in drawn(report(holed))[0]["data"] if trace.get("mode")}
+    names = {trace["name"] for trace in drawn(report(holed))[2]["data"] if trace.get("mode")}
     assert names == {figures.NOT_MEASURED, figures.NO_DETECTOR}
 
 
@@ -437,13 +504,190 @@ def test_a_step_is_an_index_and_steps_run_are_a_count(report: Any) -> None:
     assert "Steps are numbered from 0" in page.text
     assert "stopped at step 1 (2 of 5 steps run)" in page.text
     assert "Steps run until a caught unsafe sample is stopped, mean2.0" in page.text
-    assert "the rule looks at steps 0 to 1" in page.text
+    assert "It looks at steps 0 to 1" in page.text
 
 
 def test_what_is_saved_names_the_mix_that_it_holds_for(report: Any) -> None:
     text = report(scored(CALM, CALM, CALM, CAUGHT), eta=2).text
     assert "Steps saved, caught unsafe samples60%" in text  # 2 of 5 steps run
-    assert "Steps saved, this mix of test samples15%holds for 1 unsafe and 3 safe samples" in text
+    assert "Steps saved, this mix of test samples15%" in text
+    assert "On the 4 test samples, 1 unsafe and 3 safe" in text
+    assert "holds for this mix; with fewer unsafe ones less is saved" in text
+
+
+# ---- the rules on the report
+
+# Evidence at a boundary of 3, from log-odds: 0.9 is +2.2, 0.5 is 0, 0.1 is -2.2.
+LATE = ("late", "alpha", [0.5, 0.9, 0.9])  # 2.2 at step 1, 4.4 at step 2; the vote flags it three times
+WEAK = ("weak", "alpha", [0.6, 0.6, 0.6])  # flagged three times, with little evidence
+
+
+def lead(page: Tags) -> str:
+    return page.text.split("Report")[2].split("What was tested")[0].strip()
+
+
+def test_the_headline_has_counts_intervals_steps_and_the_guarantee(report: Any) -> None:
+    rule = sequential(3.0)
+    page = report(scored(CALM, *[CALM] * 3, CAUGHT, LATE, MISSED), beside=rule, decision="sequential")
+    low, high = wilson(2, 3)
+    assert lead(page).splitlines() == [
+        "Unsafe videos that the sequential rule caught, 2 of 3: 66.7% "
+        f"(95% interval {low:.1%} to {high:.1%}).",
+        f"Safe videos that it blocked, 0 of 4: at most {wilson(0, 4)[1]:.1%} (95% interval).",
+        "A caught video is stopped after 2.5 of 5 steps, on average.",  # at steps 1 and 2
+        rule.guarantee_in_words(),
+    ]
+
+
+def test_the_headline_of_the_vote_promises_nothing(report: Any) -> None:
+    text = lead(report(scored(CALM, CAUGHT, CAUGHT), beside=sequential(3.0)))
+    assert f"the vote rule caught, 2 of 2: at least {wilson(2, 2)[0]:.1%} (95% interval)" in text
+    assert text.endswith("It guarantees no share of blocked safe videos; the measured one is below.")
+
+
+def test_a_headline_without_a_kind_of_sample_or_with_undecided_ones_says_so(report: Any) -> None:
+    assert "There is no safe test video." in lead(report(scored(CAUGHT)))
+    assert "Undecided, and withheld: 1 of 2" in lead(report(scored(CAUGHT, ("holed", "", [0.9, NAN, 0.9]))))
+    nothing = report(scored(("holed", "", [0.9, NAN, 0.9])))
+    assert "No sample of 1 could be decided" in lead(nothing)
+
+
+def test_the_rules_stand_side_by_side_with_the_numbers_of_their_summaries(report: Any) -> None:
+    test, rule = scored(CALM, BLOCKED, CAUGHT, LATE, WEAK, MISSED), sequential(3.0)
+    text = report(test, beside=rule, decision="sequential").text
+    assert "Measurevotesequentialdecides" in text
+    (_, vote, vote_names), (_, other, names) = measured(test, Vote(3, 1.0, 0.5), rule)
+    assert vote.tpr != other.tpr
+
+    def cell(value: float | None, interval: tuple[float, float] | None) -> str:
+        assert value is not None
+        assert interval is not None
+        return f"{value:.3f}{interval[0]:.3f} to {interval[1]:.3f}"
+
+    for measure, field in (
+        ("Accuracy", "accuracy"),
+        ("Unsafe samples caught (tpr), n=4", "tpr"),
+        ("Safe samples blocked (fpr), n=2", "fpr"),
+    ):
+        cells = [cell(getattr(it, field), getattr(it, f"{field}_ci")) for it in (vote, other)]
+        assert f"{measure}{''.join(cells)}" in text
+    assert f"AUROC of the rule's statistic{vote.auroc:.3f}{other.auroc:.3f}" in text
+    mean = f"{vote.steps_mean_unsafe:.1f}{other.steps_mean_unsafe:.1f}"
+    assert f"Steps run until a caught unsafe sample is stopped, mean{mean}" in text
+    assert f"mix of test samples{vote.compute_saved:.0%}{other.compute_saved:.0%}" in text
+    cells = [
+        cell(it.per_category["alpha"]["tpr"], it.per_category["alpha"]["tpr_ci"]) for it in (vote, other)
+    ]
+    assert f"alpha caught, n=4{''.join(cells)}" in text
+    assert "beta caught, n=0––" in text
+    right = [f"{cell(it.first_right, it.first_right_ci)}\nn={it.n}" for it in (vote_names, names)]
+    assert f"First category named is right, of the caught{''.join(right)}" in text
+    assert "Undecided" not in text
+    assert "Flagged" not in text
+
+
+def test_a_vote_alone_has_one_column_and_undecided_samples_are_counted(report: Any) -> None:
+    text = report(scored(CALM, CAUGHT, ("holed", "alpha", [0.9, NAN, 0.9]))).text
+    assert "Measurevotedecides" in text
+    assert "Undecided unsafe samples, withheld, not caught1" in text
+    assert "Undecided safe samples" not in text
+
+
+def test_a_sample_that_the_policy_releases_is_flagged_for_review(report: Any) -> None:
+    rule = sequential(3.0, alpha_is="flag")
+    page = report(scored(CALM, BLOCKED, CAUGHT), beside=rule, decision="sequential")
+    assert seen(page) == {"blocked": "blurred", "calm": "sharp", "caught": "blurred"}
+    marked = "decided unsafe (named alpha), released and marked, not stopped; evidence"
+    assert f"Flagged for review: labelled alpha, {marked}" in page.text
+    assert f"Wrongly flagged for review: labelled safe, {marked}" in page.text
+    assert "Flagged unsafe samples, released, counted as caught01" in page.text
+    assert "Flagged safe samples, released, not counted as blocked01" in page.text
+    assert "Safe videos that it blocked, 0 of 2" in page.text
+    assert "Of all, 2 are released and flagged for review, as the policy says." in page.text
+    tones = [str(a["class"]).split()[-1] for a in page.named("article")]
+    assert tones == ["wrong", "safe", "unsafe"]
+
+
+def test_examples_go_by_the_rule_that_decides_and_say_its_evidence(report: Any) -> None:
+    test = scored(CALM, CAUGHT, LATE, WEAK, MISSED)
+    by_vote = report(test, beside=sequential(3.0), examples=9)
+    assert list(seen(by_vote)) == ["missed", "calm", "caught"]
+    assert "3 of the first 3 steps flagged, 3 of 3 are needed" in by_vote.text
+    assert "flagged" in [a.get("class") for a in by_vote.named("li")]
+    page = report(test, beside=sequential(3.0), decision="sequential", examples=9)
+    assert list(seen(page)) == ["weak", "missed", "calm", "caught"]  # 1.2 and 2.2 at the most
+    assert "stopped at step 1 (2 of 5 steps run); evidence 1.4 above the boundary" in page.text  # 4.4 - 3
+    assert "evidence stayed 1.8 below the boundary in all 3 steps" in page.text  # weak: 3 - 3 * 0.405
+    assert "flagged" not in [a.get("class") for a in page.named("li")]
+
+
+def test_what_any_rule_doubts_is_blurred(report: Any) -> None:
+    low = ("low", "", [0.4, 0.4, 0.4])
+    test = scored(low, CAUGHT)
+    assert seen(report(test, beside=sequential(3.0)))["low"] == "sharp"
+    assert seen(report(test, beside=sequential(-5.0)))["low"] == "blurred"  # it would be blocked
+    open_end = scored(("low", "", [0.1, 0.1, NAN]), ("caught", "alpha", [0.9, 0.9, NAN]))
+    assert seen(report(open_end, eta=2))["low"] == "sharp"
+    assert seen(report(open_end, eta=2, beside=sequential(3.0)))["low"] == "blurred"  # undecided
+
+
+def test_curves_lead_from_all_to_nothing_through_the_rules(report: Any) -> None:
+    test = scored(CALM, BLOCKED, ("mid", "", [0.5, 0.4, 0.6]), CAUGHT, LATE, WEAK, MISSED)
+    page = report(test, beside=sequential(3.0), decision="sequential")
+    traces = drawn(page)[0]["data"]
+    for kind in ("vote", "sequential"):
+        curve, point, _ = (trace for trace in traces if trace["name"] == kind)
+        along = list(zip(curve["x"], curve["y"], strict=True))
+        assert (along[0], along[-1]) == ((1.0, 1.0), (0.0, 0.0))
+        assert along == sorted(along, reverse=True)
+        assert (point["x"][0], point["y"][0]) in along
+    assert "they are shown, not chosen from" in page.text
+    assert drawn(page)[0]["layout"]["shapes"][0]["x0"] == 0.05
+    assert "shapes" not in drawn(report(test))[0]["layout"]  # the vote guarantees nothing
+
+
+def test_stops_are_drawn_for_each_rule_and_end_at_its_rates(report: Any) -> None:
+    test, rule = scored(CALM, BLOCKED, CAUGHT, LATE, MISSED), sequential(3.0)
+    lines = {line["name"]: line["y"] for line in drawn(report(test, eta=2, beside=rule))[1]["data"]}
+    for each, summary, _ in measured(test, Vote(2, 1.0, 0.5), rule):
+        assert lines[f"{each.kind}: unsafe caught"][-1] == summary.tpr
+        assert lines[f"{each.kind}: safe blocked"][-1] == summary.fpr
+        assert len(lines[f"{each.kind}: safe blocked"]) == 3
+
+
+def test_the_limits_have_the_notes_small_categories_and_missing_detectors(report: Any) -> None:
+    test = scored(CALM, CAUGHT)
+    options = {"notes": ["the capture is another"], "problems": ["alpha step_00: no detector"]}
+    text = report(test, beside=sequential(3.0), decision="sequential", **options).text
+    limits = text.split("Limits")[-1]
+    assert "What share of unsafe videos is caught is measured, not guaranteed." in limits
+    assert "Fewer than 20 test samples: alpha (1), beta (0)." in limits
+    assert "alpha step_00: no detector" in limits
+    assert "the capture is another" in limits
+    assert "of 2 test samples of 2 prompts" in limits
+
+
+# ---- what evaluate.py prints
+
+
+def test_the_printed_summary_has_a_column_a_rule_and_marks_the_one_that_decides(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    test, rule = scored(CALM, BLOCKED, CAUGHT, LATE, MISSED), sequential(3.0)
+    tables.print_summary(measured(test, Vote(3, 1.0, 0.5), rule), "sequential")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert all(len(line) <= 80 for line in lines[:-1])
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    assert ["measure", "vote", "sequential, decides"] in rows
+    tpr, fpr = wilson(2, 3), wilson(1, 2)
+    caught = ["0.667", f"{tpr[0]:.3f} to {tpr[1]:.3f}"]
+    assert ["unsafe samples caught (tpr)", *caught, *caught] in rows
+    of_vote, of_other = ["0.500", f"{fpr[0]:.3f} to {fpr[1]:.3f}"], ["0.500", f"{fpr[0]:.3f} to {fpr[1]:.3f}"]
+    assert ["safe samples blocked (fpr)", *of_vote, *of_other] in rows
+    assert ["steps run until caught, mean", "3.0", "2.5"] in rows
+    text = " ".join(lines)
+    assert f"sequential: {rule.guarantee_in_words()}" in re.sub(r"\s+", " ", text)
+    assert lines[-1].startswith("first category named right: 1.000 of 2 caught (")
 
 
 # ---- the sweep's page

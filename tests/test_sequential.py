@@ -43,7 +43,7 @@ def labelled(rng: np.random.Generator, each: int) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(parts), categories
 
 
-EVIDENCE = fit_evidence(*labelled(np.random.default_rng(0), 60), decay=0.9)
+EVIDENCE = fit_evidence(*labelled(np.random.default_rng(0), 60))
 
 
 def calibrated(rng: np.random.Generator, prompts: int, **changes: Any) -> Sequential:
@@ -223,6 +223,7 @@ def test_step_by_step_it_decides_as_on_the_whole_table(
         assert tracker.outcome == ("unsafe" if whole.unsafe[row] else "safe")
         assert (tracker.outcome == "unsafe" and tracker.blocks) == whole.blocked[row]
         assert step == whole.step[row]
+        assert rule.attribute(scores[row, : step + 1]) == tracker.categories()
         crossed = {k for k in range(3) if (margins[row, : step + 1, k] > 0).any()}
         assert set(tracker.categories()) == crossed
         assert bool(crossed) == bool(whole.unsafe[row])
@@ -237,7 +238,7 @@ def test_what_is_missing_leaves_a_sample_unchecked_unless_it_was_stopped_by_anot
     holed = rule.decide(scores)
     assert not holed.safe.any()
     assert (holed.blocked <= whole.blocked).all()
-    assert holed.blocked[50:].mean() > 0.8
+    assert holed.blocked[50:].mean() > 0.6
     assert (holed.checked == holed.blocked).all()
 
 
@@ -248,7 +249,7 @@ def test_evidence_is_the_log_likelihood_ratio_where_scores_are_normal() -> None:
     safe, unsafe = rng.normal(size=(2, count, 3))
     odds = np.concatenate([safe, unsafe + distance])[:, :, None]
     categories = np.repeat([False, True], count)[:, None]
-    evidence = fit_evidence(sigmoid(odds), categories, decay=1.0).of(sigmoid(odds[::1000]))[:, :, 0]
+    evidence = fit_evidence(sigmoid(odds), categories).of(sigmoid(odds[::1000]))[:, :, 0]
     ratio = np.cumsum(distance * (odds[::1000, :, 0] - distance / 2), axis=1)
     np.testing.assert_allclose(evidence, ratio, atol=0.1)
 
@@ -257,7 +258,7 @@ def test_a_step_that_tells_nothing_weighs_nothing() -> None:
     rng = np.random.default_rng(7)
     scores, categories = labelled(rng, 200)
     scores[:, 3] = 0.5
-    evidence = fit_evidence(scores, categories, decay=0.9)
+    evidence = fit_evidence(scores, categories)
     assert (evidence.weight_SK[3] == 0).all()
     assert (evidence.weight_SK[-1] > evidence.weight_SK[0]).all()
 
@@ -336,9 +337,9 @@ def test_it_is_the_same_rule_after_json() -> None:
         {"boundary": [1.0, 2.0]},
         {"boundary": [1.0, 2.0, math.nan]},
         {"policy": ["block", "block", "ignore"]},
-        {"evidence": {"decay": 1.0}},
-        {"evidence": {"decay": 1.0, "weight_SK": [[1.0]], "scale_SK": [[1.0]], "offset_SK": [[1.0]]}},
-        {"evidence": {"decay": 1.0, "weight_SK": [], "scale_SK": [], "offset_SK": []}},
+        {"evidence": {}},
+        {"evidence": {"weight_SK": [[1.0]], "scale_SK": [[1.0]], "offset_SK": [[1.0]]}},
+        {"evidence": {"weight_SK": [], "scale_SK": [], "offset_SK": []}},
         {"reference": None},
     ],
     ids=str,

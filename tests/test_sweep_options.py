@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_job(
 def test_a_page_that_cannot_be_written_ends_no_sweep(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(run: Path, cells: Any) -> Path:
+    def full(run: Path, cells: Any, *, running: bool) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(run / "index.html"))
 
     monkeypatch.setattr("lvd.sweep.dashboard.write_index", full)

@@ -13,9 +13,9 @@ from conftest import capture_info, write_capture
 from test_capture import everything_in, latents, write_prompts
 
 from lvd.decide.metrics import summarise
-from lvd.decide.rules import flag_steps
+from lvd.decide.rules import Vote
 from lvd.errors import LvdError
-from lvd.evaluation import evaluate
+from lvd.evaluation import Bound, evaluate
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, lock, writer
 from lvd.latents.format import read_info
@@ -194,6 +194,7 @@ def test_a_run_on_the_first_steps_is_trained_measured_and_guards(
     heads = train("-m", "category=0,1", "step=0..2", "name=tiny", "detector.head.epochs=1", *small)
     assert heads.code == 0, heads.err
     options: dict[str, Any] = {"lam": 0.6, "threshold": 0.5, "examples": 0, "show_unsafe": False}
+    options["bound"] = Bound(0.05, "marginal", {}, {})
     with pytest.raises(LvdError, match="eta=4 is more than the 3 steps that are in"):
         evaluate(first_steps, tmp_path / "runs" / "tiny", eta=4, **options)
     measured = evaluate(first_steps, tmp_path / "runs" / "tiny", eta=3, **options)
@@ -202,10 +203,11 @@ def test_a_run_on_the_first_steps_is_trained_measured_and_guards(
 
 
 def test_what_is_saved_counts_the_samplers_steps() -> None:
-    flags = flag_steps(np.array([[[0.9], [0.9]], [[0.1], [0.1]]]), 0.5)  # one sample caught at its first step
+    scores = np.array([[[0.9], [0.9]], [[0.1], [0.1]]])  # one sample caught at its first step
+    vote = Vote(2, 0.5, 0.5)
     unsafe = np.array([[True], [False]])
-    assert summarise(flags, unsafe, ("alpha",), 2, 0.5).compute_saved == 1 - (1 + 2) / 4
-    assert summarise(flags, unsafe, ("alpha",), 2, 0.5, sampler_steps=10).compute_saved == 1 - (1 + 10) / 20
+    assert summarise(vote, scores, unsafe, ("alpha",)).compute_saved == 1 - (1 + 2) / 4
+    assert summarise(vote, scores, unsafe, ("alpha",), sampler_steps=10).compute_saved == 1 - (1 + 10) / 20
 
 
 def test_a_capture_json_without_the_field_has_all_steps(tmp_path: Path) -> None:

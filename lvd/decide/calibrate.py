@@ -13,7 +13,7 @@ import numpy as np
 
 from lvd.decide.conformal import Guarantee, boundary
 from lvd.decide.rules import Bools, Floats, flags_needed
-from lvd.decide.sequential import Evidence, Policy, Sequential
+from lvd.decide.sequential import POLICIES, Evidence, Policy, Sequential
 from lvd.errors import LvdError
 
 
@@ -76,6 +76,9 @@ def calibrate(
         for name in given:
             if name not in names:
                 raise LvdError(f"{key}.{name}: there is no such category; there are {', '.join(names)}")
+    for name, chosen in policy.items():
+        if chosen not in POLICIES:
+            raise LvdError(f"policy.{name}={chosen} must be one of {', '.join(POLICIES)}")
     policies = tuple(policy.get(name, "block") for name in names)
     own = {name: share for name, share in shares.items() if policy.get(name) != "allow"}
     common = [n for n, kind in zip(names, policies, strict=True) if kind != "allow" and n not in own]

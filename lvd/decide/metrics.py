@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from lvd.decide.rules import Bools, Decisions, Flags, Floats, attribute, decide, flag_steps
+from lvd.decide.rules import Bools, Decisions, Flags, Floats, Rule, flags_needed
 
 Curve = npt.NDArray[np.float64]
 Share = tuple[float | None, tuple[float, float] | None]  # and its interval; None where nothing counts
@@ -17,13 +17,16 @@ Share = tuple[float | None, tuple[float, float] | None]  # and its interval; Non
 
 @dataclass(frozen=True)
 class Summary:
-    """The measured defence at one (eta, lam), over test samples. Rates are None where nothing counts.
+    """The measured defence by one rule, over test samples. Rates are None where nothing counts.
+
+    `eta` is how many steps the rule looks at, `lam` the vote's; None of another rule.
 
     `n_unchecked` samples could not be decided, for want of detectors. A guard withholds them, and no rate
     looks better for them: they are no right decisions, the unsafe ones are not caught, the safe ones blocked.
-    `tpr` is the share of unsafe samples that are caught, `fpr` the share of safe ones that are blocked.
-    `auroc` ranks samples by their number of flagged steps among the first eta, the rule's own statistic; a
-    step that is not known counts as flagged in a safe sample, and as not flagged in an unsafe one.
+    `tpr` is the share of unsafe samples that are caught, `fpr` the share of safe ones that are blocked. An
+    unsafe sample that the policy releases and marks is caught; a safe one that is marked is not blocked.
+    `auroc` ranks samples by the rule's own statistic (the vote's is the number of flagged steps); what is not
+    known counts against the rule.
     `steps_mean_unsafe` is the mean number of steps run (from 1) until a caught unsafe sample is stopped.
     `compute_saved` is 1 - steps run / steps, over all test samples; a sample that is not stopped runs all.
     """
@@ -33,7 +36,7 @@ class Summary:
     n_unchecked_unsafe: int
     n_unchecked_safe: int
     eta: int
-    lam: float
+    lam: float | None
     accuracy: float | None
     accuracy_ci: tuple[float, float] | None
     tpr: float | None
@@ -89,40 +92,39 @@ def cell_metrics(label: Bools, score: Floats, threshold: float) -> dict[str, flo
 
 
 def summarise(
-    flags: Flags,
+    rule: Rule,
+    scores_NSK: Floats,
     categories_NK: Bools,
     names: tuple[str, ...],
-    eta: int,
-    lam: float,
     *,
     sampler_steps: int | None = None,
 ) -> Summary:
     """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe.
 
-    `sampler_steps` is how many steps a sample that is not stopped runs; None: as many as `flags` has.
+    `sampler_steps` is how many steps a sample that is not stopped runs; None: as many as there are scores.
     """
     label: Bools = np.asarray(categories_NK.any(axis=1))
-    decisions = decide(flags, eta, lam)
-    unchecked, blocked = ~decisions.checked, decisions.unsafe
-    all_steps = flags.steps if sampler_steps is None else sampler_steps
-    steps_run = np.where(blocked, decisions.step + 1, all_steps)
-    measured = rates(flags, label, eta, lam)
+    decisions = rule.decide(scores_NSK)
+    unchecked, caught = ~decisions.checked, decisions.unsafe
+    all_steps = scores_NSK.shape[1] if sampler_steps is None else sampler_steps
+    steps_run = np.where(decisions.blocked, decisions.step + 1, all_steps)
+    measured = rates(decisions, label)
     (accuracy, accuracy_ci), (tpr, tpr_ci), (fpr, fpr_ci) = (measured[k] for k in ("accuracy", "tpr", "fpr"))
-    sure = flags.flagged[:, :eta].sum(axis=1)
-    possible = (flags.flagged | ~flags.known)[:, :eta].sum(axis=1)
-    area = auroc(label, np.where(label, sure, possible))
+    least, most = rule.ranks(scores_NSK)
+    area = auroc(label, np.where(label, least, most))
+    stopped_rightly = decisions.blocked & label
     per_category = {}
     for column, name in enumerate(names):
         members = categories_NK[:, column]
-        share, interval = _share(blocked[members])
+        share, interval = _share(caught[members])
         per_category[name] = {"n": int(members.sum()), "tpr": share, "tpr_ci": interval}
     return Summary(
         n_test=len(label),
         n_unchecked=int(unchecked.sum()),
         n_unchecked_unsafe=int((unchecked & label).sum()),
         n_unchecked_safe=int((unchecked & ~label).sum()),
-        eta=eta,
-        lam=lam,
+        eta=rule.steps,
+        lam=getattr(rule, "lam", None),
         accuracy=accuracy,
         accuracy_ci=accuracy_ci,
         tpr=tpr,
@@ -130,19 +132,17 @@ def summarise(
         fpr=fpr,
         fpr_ci=fpr_ci,
         auroc=None if math.isnan(area) else area,
-        steps_mean_unsafe=float(steps_run[blocked & label].mean()) if (blocked & label).any() else None,
+        steps_mean_unsafe=float(steps_run[stopped_rightly].mean()) if stopped_rightly.any() else None,
         compute_saved=float(1 - steps_run.sum() / (all_steps * len(steps_run))),
         per_category=per_category,
     )
 
 
-def measure_attribution(
-    scores_NSK: Floats, categories_NK: Bools, threshold: float, eta: int, lam: float
-) -> Attribution:
+def measure_attribution(rule: Rule, scores_NSK: Floats, categories_NK: Bools) -> Attribution:
     """Name the categories of each caught unsafe sample from the steps up to its decision, as a guard does."""
-    decisions = decide(flag_steps(scores_NSK, threshold), eta, lam)
+    decisions = rule.decide(scores_NSK)
     caught = np.flatnonzero(decisions.unsafe & categories_NK.any(axis=1))
-    named = [attribute(scores_NSK[row, : decisions.step[row] + 1], threshold) for row in caught]
+    named = [rule.attribute(scores_NSK[row, : decisions.step[row] + 1]) for row in caught]
     right = [bool(categories_NK[row, first]) for row, (first, *_) in zip(caught, named, strict=True)]
     share, interval = _share(np.array(right, dtype=bool))
     mean = float(np.mean([len(columns) for columns in named])) if named else None
@@ -150,22 +150,29 @@ def measure_attribution(
 
 
 def accuracy_surface(flags: Flags, label: Bools, lams: list[float]) -> Curve:
-    """Accuracy `[S, len(lams)]` of the rule for every eta (row eta - 1) and lam; NaN: there is no sample."""
+    """Accuracy `[S, len(lams)]` of the vote for every eta (row eta - 1) and lam; NaN: there is no sample.
+
+    An undecided sample is not decided rightly.
+    """
+    sure = np.cumsum(flags.flagged, axis=1)
+    possible = np.cumsum(flags.flagged | ~flags.known, axis=1)
     surface = np.full((flags.steps, len(lams)), np.nan)
-    for row in range(flags.steps):
-        for column, lam in enumerate(lams):
-            if len(label):
-                surface[row, column] = _right(decide(flags, row + 1, lam), label).mean()
+    for row in range(flags.steps if len(label) else 0):
+        eta = row + 1
+        needed = [flags_needed(eta, lam) for lam in lams]
+        at_least = np.bincount(sure[label, row], minlength=eta + 1)[::-1].cumsum()[::-1]  # caught, by needed
+        at_most = np.bincount(possible[~label, row], minlength=eta + 1).cumsum()  # cleared, by needed - 1
+        surface[row] = (at_least[needed] + at_most[[count - 1 for count in needed]]) / len(label)
     return surface
 
 
-def rates(flags: Flags, label: Bools, eta: int, lam: float) -> dict[str, Share]:
-    """accuracy, tpr and fpr of the rule, each with its interval; see `Summary` for undecided samples."""
-    decisions = decide(flags, eta, lam)
+def rates(decisions: Decisions, label: Bools) -> dict[str, Share]:
+    """accuracy, tpr and fpr, each with its interval; see `Summary` for undecided samples."""
+    released = decisions.safe | (decisions.unsafe & ~decisions.blocked)
     return {
         "accuracy": _share(_right(decisions, label)),
         "tpr": _share(decisions.unsafe[label]),
-        "fpr": _share(~decisions.safe[~label]),
+        "fpr": _share(~released[~label]),
     }
 
 

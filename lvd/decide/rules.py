@@ -10,7 +10,7 @@ Shapes: N samples, S steps, K categories.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
@@ -78,6 +78,18 @@ class Rule(Protocol):
 
     def decide(self, scores_NSK: Floats) -> Decisions:
         """All samples at once; NaN is a missing score."""
+
+    def ranks(self, scores_NSK: Floats) -> tuple[Floats, Floats]:
+        """What orders samples from safe to unsafe, `[N]`: the least and the most that holes allow."""
+
+    def attribute(self, scores_SK: Floats) -> tuple[int, ...]:
+        """The indices of an unsafe sample's categories, from its steps so far, the strongest first."""
+
+    def in_words(self) -> str:
+        """How it decides, in a sentence or two."""
+
+    def guarantee_in_words(self) -> str:
+        """What holds of safe videos to come, and for whom."""
 
     def as_json(self) -> dict[str, Any]: ...
 
@@ -181,8 +193,33 @@ class Vote:
     def decide(self, scores_NSK: Floats) -> Decisions:
         return decide(flag_steps(scores_NSK, self.threshold), self.eta, self.lam)
 
+    def ranks(self, scores_NSK: Floats) -> tuple[Floats, Floats]:
+        flags = flag_steps(scores_NSK[:, : self.eta], self.threshold)
+        return flags.flagged.sum(axis=1), (flags.flagged | ~flags.known).sum(axis=1)
+
+    def attribute(self, scores_SK: Floats) -> tuple[int, ...]:
+        return attribute(scores_SK, self.threshold)
+
+    def in_words(self) -> str:
+        return (
+            f"A step is flagged when any category's score is {self.threshold:g} or more; a sample is unsafe "
+            f"when at least {self.lam} x {self.eta} of the steps are flagged."
+        )
+
+    def guarantee_in_words(self) -> str:
+        return "It guarantees no share of blocked safe videos; the measured one is below."
+
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "eta": self.eta, "lam": self.lam, "threshold": self.threshold}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "Vote":
+        """Raises:
+        KeyError, TypeError, ValueError: it is not what `as_json` writes.
+        """
+        rule = cls(int(raw["eta"]), float(raw["lam"]), float(raw["threshold"]))
+        flags_needed(rule.eta, rule.lam)
+        return rule
 
 
 class VoteTracker:
@@ -206,4 +243,4 @@ class VoteTracker:
         self.why = f"{self._flagged} of the first {seen} steps flagged, {needed}"
 
     def categories(self) -> tuple[int, ...]:
-        return attribute(np.array(self._scores), self._rule.threshold)
+        return self._rule.attribute(np.array(self._scores))

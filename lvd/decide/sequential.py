@@ -23,6 +23,7 @@ from lvd.decide.rules import Bools, Decisions, Floats, log_odds
 Policy = Literal["block", "flag", "allow"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
+_FAR = 1e9  # beyond any margin
 _LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sample
 
 
@@ -30,11 +31,10 @@ _LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sa
 class Evidence:
     """What the scores of a sample's steps so far say for each category.
 
-    cumulated_t = decay * cumulated_{t-1} + weight_t * log_odds(score_t)
+    cumulated_t = cumulated_{t-1} + weight_t * log_odds(score_t)
     evidence_t = scale_t * cumulated_t + offset_t
     """
 
-    decay: float
     weight_SK: Floats
     scale_SK: Floats
     offset_SK: Floats
@@ -50,19 +50,22 @@ class Evidence:
     def advance(self, cumulated: Floats, step: int, scores: Floats) -> tuple[Floats, Floats]:
         """The cumulated values and the evidence `[..., K]` after a step with these scores `[..., K]`."""
         weighed = self.weight_SK[step] * np.clip(log_odds(scores), -_LARGEST, _LARGEST)
-        cumulated = self.decay * cumulated + weighed
+        cumulated = cumulated + weighed
         return cumulated, self.scale_SK[step] * cumulated + self.offset_SK[step]
 
     def of(self, scores_NSK: Floats) -> Floats:
-        """Evidence `[N, S, K]` float64; NaN from the first missing score of a category on."""
+        """Evidence `[N, S, K]` float64 after each step there is, of those that count.
+
+        NaN from the first missing score of a category on.
+        """
         cumulated, evidence = self.begin(), []
-        for step in range(self.steps):
+        for step in range(min(self.steps, scores_NSK.shape[1])):
             cumulated, of_step = self.advance(cumulated, step, scores_NSK[:, step])
             evidence.append(of_step)
         return np.stack(evidence, axis=1)
 
 
-def fit_evidence(scores_NSK: Floats, categories_NK: Bools, decay: float) -> Evidence:
+def fit_evidence(scores_NSK: Floats, categories_NK: Bools) -> Evidence:
     """Weights from labelled samples, which must not be those that calibrate the boundary.
 
     A step's weight is that of Fisher's discriminant (1936) on its log-odds alone: the distance between the
@@ -77,11 +80,11 @@ def fit_evidence(scores_NSK: Floats, categories_NK: Bools, decay: float) -> Evid
     variance = (_of_members(odds, members, np.var) + odds[safe].var(axis=0)) / 2
     weight_SK = np.maximum(distance, 0) / np.maximum(variance, 1e-6)
 
-    flat = Evidence(decay, weight_SK, np.ones_like(weight_SK), np.zeros_like(weight_SK))
+    flat = Evidence(weight_SK, np.ones_like(weight_SK), np.zeros_like(weight_SK))
     cumulated = flat.of(scores_NSK)
     mean_SK, std_SK = cumulated[safe].mean(axis=0), np.maximum(cumulated[safe].std(axis=0), 1e-6)
     delta_SK = np.maximum(_of_members(cumulated, members, np.mean) - mean_SK, 0) / std_SK
-    return Evidence(decay, weight_SK, delta_SK / std_SK, -delta_SK * mean_SK / std_SK - delta_SK**2 / 2)
+    return Evidence(weight_SK, delta_SK / std_SK, -delta_SK * mean_SK / std_SK - delta_SK**2 / 2)
 
 
 def _of_members(values_NSK: Floats, members: Sequence[Bools], statistic: Any) -> Floats:
@@ -140,10 +143,39 @@ class Sequential:
             blocked=blocked,
         )
 
+    def ranks(self, scores_NSK: Floats) -> tuple[Floats, Floats]:
+        margins = self.margins(scores_NSK)
+        missing = np.isnan(margins)
+        bounds = (np.where(missing, unknown, margins).max(axis=(1, 2)) for unknown in (-_FAR, _FAR))
+        least, most = bounds
+        return least, most
+
+    def attribute(self, scores_SK: Floats) -> tuple[int, ...]:
+        margins = self.margins(scores_SK[None])[0]
+        return _crossed(np.where(np.isnan(margins), -np.inf, margins).max(axis=0))
+
+    def in_words(self) -> str:
+        return (
+            "Each category's log-odds are cumulated over the steps, weighed by how much a step is worth; "
+            "a sample is unsafe as soon as the evidence of a category exceeds its boundary."
+        )
+
+    def guarantee_in_words(self) -> str:
+        whose = f"the {self.prompts} safe prompts that calibrated it"
+        if self.guarantee == "marginal":
+            return (
+                f"A safe video is blocked with probability at most {self.alpha:g}, as long as it is "
+                f"exchangeable with those of {whose}: of the same kinds of prompts, from the same generator. "
+                "The probability is over the draw of those prompts, too (marginal)."
+            )
+        return (
+            f"With 95% confidence over the draw of {whose}, at most a share {self.alpha:g} of safe prompts "
+            "like them, on the same generator, is ever blocked."
+        )
+
     def as_json(self) -> dict[str, Any]:
-        arrays = {name: value.tolist() for name, value in vars(self.evidence).items() if name != "decay"}
-        plain = {name: value for name, value in vars(self).items() if name != "evidence"}
-        return {"kind": self.kind, **plain, "evidence": {"decay": self.evidence.decay, **arrays}}
+        evidence = {name: array.tolist() for name, array in vars(self.evidence).items()}
+        return {"kind": self.kind, **vars(self), "evidence": evidence}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any], categories: int) -> "Sequential":
@@ -152,7 +184,7 @@ class Sequential:
         """
         weighed = raw["evidence"]
         arrays = [np.array(weighed[name], dtype=float) for name in ("weight_SK", "scale_SK", "offset_SK")]
-        evidence = Evidence(float(weighed["decay"]), *arrays)
+        evidence = Evidence(*arrays)
         rule = cls(
             evidence=evidence,
             boundary=tuple(map(float, raw["boundary"])),
@@ -163,7 +195,7 @@ class Sequential:
             reference=tuple(map(float, raw["reference"])),
         )
         shapes = {array.shape for array in arrays}
-        numbers = [evidence.decay, *rule.boundary, *(array.sum() for array in arrays)]
+        numbers = [*rule.boundary, *(array.sum() for array in arrays)]
         if (
             shapes != {(evidence.steps, categories)}
             or not len(rule.boundary) == len(rule.policy) == categories
@@ -210,5 +242,10 @@ class SequentialTracker:
 
     def categories(self) -> tuple[int, ...]:
         """Those that crossed, the furthest first."""
-        order = np.argsort(-self._highest, kind="stable")
-        return tuple(int(column) for column in order if self._highest[column] > 0)
+        return _crossed(self._highest)
+
+
+def _crossed(highest_K: Floats) -> tuple[int, ...]:
+    """The categories whose highest margin is above 0, the highest first."""
+    order = np.argsort(-highest_K, kind="stable")
+    return tuple(int(column) for column in order if highest_K[column] > 0)

@@ -22,13 +22,13 @@ from torch import Tensor
 from lvd.decide.metrics import wilson
 from lvd.demo.recipe import GENERATOR
 from lvd.demo.recognise import load_pipeline
-from lvd.demo.sheet import lay_out
+from lvd.demo.sheet import lay_out, stack
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard
 from lvd.latents.format import Sample, read_samples, write_json
 from lvd.sampling.call import call_arguments
 
-SHEET_COLUMNS = 12
+SHEET_VIDEOS, SHEET_COLUMNS = 24, 12
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,18 @@ def run(
         for one in shown
     ]
     write_json(output / "guarded.json", {**measured, "records": records})
-    columns = shown[:SHEET_COLUMNS]
-    sheet = lay_out(
-        [one.prompt for one in columns],
-        {"no guard": [one.unguarded_frame for one in columns], "guard": [_cell(one) for one in columns]},
+    sheet = stack(
+        [
+            lay_out(
+                [one.prompt for one in columns],
+                {
+                    "no guard": [one.unguarded_frame for one in columns],
+                    "guard": [_cell(one) for one in columns],
+                },
+            )
+            for start in range(0, min(len(shown), SHEET_VIDEOS), SHEET_COLUMNS)
+            for columns in [shown[start : min(start + SHEET_COLUMNS, SHEET_VIDEOS)]]
+        ]
     )
     sheet.save(output / "contact_sheet.png")
     print(f"contact sheet: {output / 'contact_sheet.png'}; audit log: {log}")

@@ -42,6 +42,17 @@ def lay_out(headings: Sequence[str], rows: Mapping[str, Iterable[Tensor | str]])
     return sheet
 
 
+def stack(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets under each other, flush left, on white."""
+    size = (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets))
+    stacked = Image.new("RGB", size, "white")
+    top = 0
+    for sheet in sheets:
+        stacked.paste(sheet, (0, top))
+        top += sheet.height
+    return stacked
+
+
 def _wrap(text: str, font: Any) -> list[str]:
     """Lines of whole words that are no wider than a cell."""
     lines: list[str] = []

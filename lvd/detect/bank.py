@@ -114,15 +114,14 @@ def score_step(
 def score_grid(
     capture: CaptureReader,
     run: Path,
-    val: Sequence[int],
-    test: Sequence[int],
+    parts: Mapping[str, Sequence[int]],
     holes: Mapping[int, Mapping[str, str]],
-) -> tuple[Scored, Scored, list[str]]:
-    """The rows `val` and `test` of a capture at every step, and what is missing, in sentences.
+) -> tuple[dict[str, Scored], list[str]]:
+    """Parts of a capture, each of some rows, at every step, and what is missing, in sentences.
 
     `holes` has, for a step, the categories whose detectors must not be used, and why.
     """
-    rows = [*val, *test]
+    rows = [row for part in parts.values() for row in part]
     digest = trunk_digest(run / "trunk")
     scores: list[Tensor] = []
     problems: list[str] = []
@@ -133,14 +132,15 @@ def score_grid(
             problems += missing
             advance()
     scores_NSK = torch.stack(scores, dim=1).numpy()
-
-    def part(chosen: Sequence[int], scores_NSK: Floats) -> Scored:
+    names = capture.info.category_names
+    scored, start = {}, 0
+    for part, chosen in parts.items():
         samples = [capture.samples[row] for row in chosen]
-        has = [[name in sample.categories for name in capture.info.category_names] for sample in samples]
-        categories_NK = np.array(has, dtype=bool).reshape(len(samples), len(capture.info.category_names))
-        return Scored(samples, list(chosen), categories_NK, scores_NSK)
-
-    return part(val, scores_NSK[: len(val)]), part(test, scores_NSK[len(val) :]), problems
+        has = [[name in sample.categories for name in names] for sample in samples]
+        categories_NK = np.array(has, dtype=bool).reshape(len(samples), len(names))
+        scored[part] = Scored(samples, list(chosen), categories_NK, scores_NSK[start : start + len(chosen)])
+        start += len(chosen)
+    return scored, problems
 
 
 def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:

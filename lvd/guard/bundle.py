@@ -2,7 +2,7 @@
 
 bundle.json      the rule, the categories, and what the detectors were captured from
 trunk/           config.json and model.safetensors, when there are heads
-<category>/step_07/   config.json and model.safetensors of each detector of the first eta steps
+<category>/step_07/   config.json and model.safetensors of each detector of the steps that the rule looks at
 README.md        the model card: measured rates and limits
 manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the bundle's digest
 
@@ -19,13 +19,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lvd.decide.rules import Rule, Vote
+from lvd.decide.sequential import Sequential
 from lvd.detect.network import (
     HeadDetector,
     NetworkDetector,
@@ -37,18 +39,20 @@ from lvd.detect.network import (
 from lvd.errors import LvdError
 from lvd.latents.format import X_T, has_fields, step_name, sync_directory, write_atomically
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
+_VOTES_VERSION = 1  # eta, lam and threshold stood where the rule stands now
 _DIGEST_DIGITS = 12  # of a bundle's digest, in the name of its directory
 
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """bundle.json: the decision rule, and how the latents were made that the detectors know."""
+    """bundle.json: the decision rule, and how the latents were made that the detectors know.
+
+    One that was read from a bundle of version 1 has the rule that its eta, lam and threshold make.
+    """
 
     format_version: int
-    eta: int
-    lam: float
-    threshold: float
+    rule: Rule
     category_names: tuple[str, ...]
     pipeline: str
     revision: str | None
@@ -103,7 +107,7 @@ class StepDetectors(nn.Module):
 
 
 class Detectors(nn.Module):
-    """The detectors of the first eta steps: `(step, x0 [B, C, F, H, W])` -> logits `[B, K]` float32."""
+    """The detectors of the steps that decide: `(step, x0 [B, C, F, H, W])` -> logits `[B, K]` float32."""
 
     def __init__(self, trunk: Trunk | None, steps: list[StepDetectors]) -> None:
         super().__init__()
@@ -143,8 +147,8 @@ def export_bundle(
     path below it.
 
     Raises:
-        LvdError: a detector of the first eta steps is missing, unreadable or not as it was written; the
-            bundle of this digest was changed.
+        LvdError: a detector of a step that the rule looks at is missing, unreadable or not as it was
+            written; the bundle of this digest was changed.
     """
     files = _bundle_files(run, info, written or {})
     manifest = _canonical(
@@ -187,13 +191,16 @@ def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> di
                 raise LvdError(f"{run / name} is not the file that its job wrote: evaluate again")
         return network
 
-    files = {"bundle.json": _canonical(asdict(info)), "README.md": _model_card(info).encode()}
+    files = {
+        "bundle.json": _canonical({**vars(info), "rule": info.rule.as_json()}),
+        "README.md": _model_card(info).encode(),
+    }
     trunk_sha256 = None
     if (run / "trunk" / "model.safetensors").is_file():
         trunk = network(run / "trunk")
         trunk_sha256 = trunk.weights_sha256
         files |= _as_files("trunk", trunk)
-    for step in range(info.eta):
+    for step in range(info.rule.steps):
         for category in info.category_names:
             detector = network(run / category / step_name(step) / "detector")
             parse_detector(detector, trunk_sha256)
@@ -303,7 +310,7 @@ def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
         StepDetectors(
             [parse_detector(network(f"{c}/{step_name(step)}"), trunk_sha256) for c in info.category_names]
         )
-        for step in range(info.eta)
+        for step in range(info.rule.steps)
     ]
     files.pop("README.md", None)
     if files:
@@ -329,7 +336,10 @@ def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str,
     try:
         listed = json.loads(manifest)
         expected: dict[str, str] = dict(listed["files"])
-        sound = _canonical(listed) == manifest and listed["format_version"] == BUNDLE_VERSION
+        sound = _canonical(listed) == manifest and listed["format_version"] in (
+            _VOTES_VERSION,
+            BUNDLE_VERSION,
+        )
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -357,18 +367,33 @@ def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str,
 def _parse_info(directory: Path, data: bytes) -> BundleInfo:
     try:
         raw = json.loads(data)
-        if not has_fields(raw, BundleInfo) or raw["format_version"] != BUNDLE_VERSION:
+        if raw["format_version"] == _VOTES_VERSION:
+            raw["rule"] = {"kind": Vote.kind, **{key: raw.pop(key) for key in ("eta", "lam", "threshold")}}
+        elif raw["format_version"] != BUNDLE_VERSION:
             raise ValueError
+        if not has_fields(raw, BundleInfo):
+            raise ValueError
+        names = tuple(raw["category_names"])
         channels, frames, height, width = raw["latent_shape"]
         return BundleInfo(
             **{
                 **raw,
+                "rule": _parse_rule(raw["rule"], len(names)),
                 "latent_shape": (channels, frames, height, width),
-                "category_names": tuple(raw["category_names"]),
+                "category_names": names,
             }
         )
-    except (KeyError, TypeError, ValueError):
-        raise LvdError(f"{directory / 'bundle.json'} is not of bundle version {BUNDLE_VERSION}") from None
+    except (AttributeError, KeyError, LvdError, TypeError, ValueError):
+        path = directory / "bundle.json"
+        raise LvdError(f"{path} is not of a bundle version up to {BUNDLE_VERSION}") from None
+
+
+def _parse_rule(raw: dict[str, Any], categories: int) -> Rule:
+    if raw["kind"] == Vote.kind:
+        return Vote.from_json(raw)
+    if raw["kind"] == Sequential.kind:
+        return Sequential.from_json(raw, categories)
+    raise ValueError
 
 
 def _as_files(name: str, network: NetworkFiles) -> dict[str, bytes]:
@@ -408,6 +433,9 @@ def _model_card(info: BundleInfo) -> str:
             "guidance": "its own" if info.guidance is None else info.guidance,
             "layout": f"{info.layout}, given by hand" if info.layout_given else info.layout,
         },
+        deciding_steps=info.rule.steps,
+        rule_in_words=info.rule.in_words(),
+        guarantee=info.rule.guarantee_in_words(),
         n_test=measured["n_test"],
         capture=measured["capture"],
         left_out=left_out,

@@ -5,7 +5,7 @@
     result.videos[i]      the video, or None
     result.decisions[i]   why
 
-The guard reads x0 inside `scheduler.step`, decides each sample as early as the paper's rule is certain, and
+The guard reads x0 inside `scheduler.step`, decides each sample as early as the bundle's rule is certain, and
 blanks what it blocks before the decoder could see it. Whatever goes wrong with a check makes its samples
 `unchecked`, and blocks them.
 """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvd.decide.rules import attribute, certain, flags_needed
+from lvd.decide.rules import Tracker
 from lvd.errors import LvdError
 from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, BundleInfo, Detectors, load_bundle
@@ -215,11 +215,11 @@ class _Stopped(BaseException):
 class _Sample:
     """One sample while it is being sampled."""
 
+    tracker: Tracker
     outcome: Outcome | None = None
     step: int | None = None
     why: str = ""
     scores: list[tuple[float, ...]] = field(default_factory=list)
-    flagged: int = 0
 
 
 class _Watch:
@@ -238,8 +238,7 @@ class _Watch:
         limit_seconds: float | None,
     ) -> None:
         self._info = info
-        self._needed = flags_needed(info.eta, info.lam)
-        self._samples = [_Sample() for _ in range(rows)]
+        self._samples = [_Sample(info.rule.tracker()) for _ in range(rows)]
         self._steps = steps
         self._begins_late = begins_late  # a video is only noised in part, and its first steps are left out
         self._detectors_on = detectors_on
@@ -296,9 +295,10 @@ class _Watch:
         made = self._step + 1
         if made != self._steps:
             self.fail(f"the sampler made {made} steps, not {self._steps}")
-        if made < self._info.eta:
+        if made < self._info.rule.steps:
             undecided = [row for row, sample in enumerate(self._samples) if sample.outcome is None]
-            self.fail(f"{made} steps are too few to decide by: {self._info.eta} are needed", undecided)
+            needed = self._info.rule.steps
+            self.fail(f"{made} steps are too few to decide by: {needed} are needed", undecided)
         if videos != len(self._samples):
             self.fail(f"the pipeline returned {videos} videos for {len(self._samples)} samples")
         return videos == len(self._samples)
@@ -311,7 +311,9 @@ class _Watch:
             Decision(
                 outcome=sample.outcome or "unchecked",
                 step=sample.step,
-                categories=self._categories(sample) if sample.outcome == "unsafe" else (),
+                categories=tuple(info.category_names[column] for column in sample.tracker.categories())
+                if sample.outcome == "unsafe"
+                else (),
                 why=sample.why,
                 mode=self._mode,
                 released=handed_out and not self._blocks(sample),
@@ -326,7 +328,9 @@ class _Watch:
     def _blocks(self, sample: _Sample) -> bool:
         if self._mode == "observe":
             return False
-        return sample.outcome == "unsafe" or (sample.outcome == "unchecked" and not self._fail_open)
+        if sample.outcome == "unsafe":
+            return sample.tracker.blocks
+        return sample.outcome == "unchecked" and not self._fail_open
 
     def _check(self, call: StepCall) -> None:
         opens_step = call.opens_step
@@ -342,7 +346,7 @@ class _Watch:
             largest = latent.flatten(1).abs().amax(dim=1).tolist()  # NaN stays NaN
             bad = [row for row, value in enumerate(largest) if not value <= _FLOAT16_MAX]
             self.fail(f"step {self._step}: {name} is NaN, Inf or beyond float16", bad)
-        if opens_step and self._step < self._info.eta:
+        if opens_step and self._step < self._info.rule.steps:
             open_rows = [row for row, sample in enumerate(self._samples) if sample.outcome is None]
             if open_rows:
                 stored = x0.half()  # as a capture stores it
@@ -390,20 +394,10 @@ class _Watch:
                 self.fail(f"step {self._step}: a detector's logit is NaN or Inf", [row])
 
     def _count(self, sample: _Sample, scores: tuple[float, ...]) -> None:
-        info = self._info
         sample.scores.append(scores)
-        sample.flagged += any(score >= info.threshold for score in scores)
-        verdict = certain(sample.flagged, info.eta - 1 - self._step, self._needed)
-        if verdict is not None:
-            sample.outcome, sample.step = verdict, self._step
-            sample.why = (
-                f"{sample.flagged} of the first {self._step + 1} steps flagged, "
-                f"{self._needed} of {info.eta} are needed"
-            )
-
-    def _categories(self, sample: _Sample) -> tuple[str, ...]:
-        named = attribute(np.array(sample.scores), self._info.threshold)
-        return tuple(self._info.category_names[column] for column in named)
+        sample.tracker.see(scores)
+        if sample.tracker.outcome is not None:
+            sample.outcome, sample.step, sample.why = sample.tracker.outcome, self._step, sample.tracker.why
 
 
 def _mismatches(info: BundleInfo, pipe: Pipeline, arguments: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
-"""The report's page: what was measured, laid out."""
+"""The report's page: what was measured, laid out for one who was not there."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,28 +14,35 @@ from plotly.graph_objects import Figure
 from torch import Tensor
 
 from lvd.capture.decode import decode_frames, load_vae
-from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates
-from lvd.decide.rules import Decisions, Floats, decide
+from lvd.decide.calibrate import highest_threshold
+from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates, summarise
+from lvd.decide.rules import Decisions, Floats, Rule, Vote, decide
+from lvd.decide.sequential import Sequential
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
 from lvd.report import figures
-from lvd.report.page import ExampleRow, Section, SummaryRow, write_page
+from lvd.report.page import Comparison, ExampleRow, Section, SummaryRow, write_page
+
+Measured = tuple[Rule, Summary, Attribution]
+Interval = tuple[float, float] | None
 
 _LAMS = [round(0.05 * i, 2) for i in range(1, 21)]
 _SHOWN_STEPS = 8
+_CURVE_POINTS = 60
+_FEW = 20
 
 
 def write_report(
     path: Path,
     title: str,
     capture: CaptureReader,
-    summary: Summary,
+    measured: Sequence[Measured],
+    rule: Rule,
     val: Scored,
     test: Scored,
     cells: pd.DataFrame,
     problems: Sequence[str],
-    attribution: Attribution,
     notes: Sequence[str],
     *,
     examples: int,
@@ -42,20 +50,42 @@ def write_report(
 ) -> None:
     """Write the self-contained page.
 
-    `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are not of.
+    `measured` has each rule and what it did on the test split, the vote first; `rule` is the one of them that
+    decides. `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are
+    not of, and which rule could not be had.
     """
-    names, eta, lam = capture.info.category_names, summary.eta, summary.lam
-    decisions = decide(test.flags, eta, lam)
+    names, sampler_steps = capture.info.category_names, capture.info.steps
+    rules = [each for each, _, _ in measured]
+    vote = next(each for each in rules if isinstance(each, Vote))
+    (chosen,) = (summary for each, summary, _ in measured if each is rule)
     write_page(
         path,
         title=title,
-        lead=_lead(summary),
+        lead=_lead(rule, chosen, test, sampler_steps),
         sections=[
+            Section("What was tested", "", [_tested_rows(capture, rule, val, test, problems)]),
             Section(
-                "Summary",
-                "; ".join(notes),
-                [_summary_rows(summary, attribution, problems, test, capture.info.steps)],
+                "The rules side by side",
+                _about_comparison(test, sampler_steps),
+                [_comparison(measured, rule, test, sampler_steps)],
             ),
+            Section(
+                "The trade-off",
+                "Test split. The large points are the rules, with their 95% intervals; they were fixed "
+                "before the test split was read. The curves show what the vote would do at other thresholds"
+                + (", and the sequential rule with all its boundaries shifted" if len(rules) > 1 else "")
+                + ": they are shown, not chosen from. Best is the upper left corner, in few steps.",
+                [_trade_off(measured, test, names, sampler_steps)],
+            ),
+            Section(
+                "When samples are stopped",
+                "Test split. A line ends at the share that its rule catches, or blocks, in all"
+                + (", with undecided safe samples, which are withheld" if chosen.n_unchecked_safe else "")
+                + ".",
+                [_stopped_by_step(rules, test)],
+            ),
+            _examples(capture, test, rules, rule, examples, show_unsafe=show_unsafe),
+            Section("Limits", "", [_limits(rule, chosen, test, problems, notes)]),
             Section(
                 "Detectors",
                 _about_detectors(problems, cells),
@@ -67,20 +97,15 @@ def write_report(
                         "accuracy",
                         f"Balanced accuracy of each detector at threshold {test.threshold:.3g}, test",
                     ),
+                    _traces(test, names),
                 ],
             ),
             Section(
-                "Choosing eta and lam",
-                f"On the val split (n={len(val.samples)}), which eta and lam are chosen on.",
-                [_surface(val, eta, lam), _curves(val, eta, lam)],
+                "The vote: choosing eta and lam",
+                f"On the val split (n={len(val.samples)}), which eta and lam of the vote are chosen on. "
+                f"It looks at steps 0 to {vote.eta - 1}. {vote.in_words()}",
+                [_surface(val, vote.eta, vote.lam), _curves(val, vote.eta, vote.lam)],
             ),
-            Section(
-                "When samples are decided",
-                f"Test split, eta={eta}, lam={lam}: the rule looks at steps 0 to {eta - 1}.",
-                [_deciding_steps(test, decisions, eta)],
-            ),
-            Section("Scores over the steps", "Test split: median and quartiles.", [_traces(test, names)]),
-            _examples(capture, test, decisions, eta, examples, show_unsafe=show_unsafe),
         ],
     )
 
@@ -117,7 +142,7 @@ def _surface(val: Scored, eta: int, lam: float) -> Figure:
 def _curves(val: Scored, eta: int, lam: float) -> Figure:
     table = []
     for candidate in range(1, val.flags.steps + 1):
-        measured = rates(val.flags, val.label, candidate, lam)
+        measured = rates(decide(val.flags, candidate, lam), val.label)
         accuracy, interval = measured["accuracy"]
         low, high = interval or (None, None)
         table.append(
@@ -133,18 +158,74 @@ def _curves(val: Scored, eta: int, lam: float) -> Figure:
     return figures.curves_by_eta(pd.DataFrame(table).astype(float), lam=lam, chosen_eta=eta)
 
 
-def _deciding_steps(test: Scored, decisions: Decisions, eta: int) -> Figure:
-    verdict = np.select([decisions.unsafe, decisions.safe], ["unsafe", "safe"], "unchecked")
-    return figures.deciding_steps(
-        pd.DataFrame(
-            {
-                "label": np.where(test.label, "unsafe", "safe"),
-                "decision": verdict,
-                "step": decisions.step,
-            }
-        ),
-        eta=eta,
-    )
+def _trade_off(
+    measured: Sequence[Measured], test: Scored, names: tuple[str, ...], sampler_steps: int
+) -> Figure:
+    curves = [
+        _point(
+            each.kind,
+            summarise(other, test.scores_NSK, test.categories_NK, names, sampler_steps=sampler_steps),
+        )
+        for each, _, _ in measured
+        for other in _along_its_curve(each, test.scores_NSK)
+    ]
+    points = []
+    for each, summary, _ in measured:
+        ends = {}
+        for rate, interval in (("fpr", summary.fpr_ci), ("tpr", summary.tpr_ci)):
+            ends[f"{rate}_low"], ends[f"{rate}_high"] = interval or (np.nan, np.nan)
+        points.append({**_point(each.kind, summary), **ends})
+    bounds = [each.alpha for each, _, _ in measured if isinstance(each, Sequential)]
+    drawn = pd.DataFrame(curves, columns=["rule", "fpr", "tpr", "steps"])
+    return figures.trade_off(drawn, pd.DataFrame(points), alpha=bounds[0] if bounds else None)
+
+
+def _point(kind: str, summary: Summary) -> dict[str, Any]:
+    rates_and_steps = {"fpr": summary.fpr, "tpr": summary.tpr, "steps": summary.steps_mean_unsafe}
+    return {"rule": kind} | {
+        name: np.nan if value is None else value for name, value in rates_and_steps.items()
+    }
+
+
+def _along_its_curve(rule: Rule, scores_NSK: Floats) -> list[Rule]:
+    """The rule made laxer and stricter, from one that catches everything to one that catches nothing."""
+    statistic_N: Floats
+    at: Callable[[float], Rule]
+    if isinstance(rule, Vote):
+        vote = rule
+        statistic_N = highest_threshold(scores_NSK, rule.eta, rule.lam)
+        at = lambda value: replace(vote, threshold=value)  # noqa: E731
+    elif isinstance(rule, Sequential):
+        sequential = rule
+        statistic_N, _ = rule.ranks(scores_NSK)
+        at = lambda value: replace(  # noqa: E731
+            sequential, boundary=tuple(boundary + value for boundary in sequential.boundary)
+        )
+    else:
+        return []
+    between = np.unique(statistic_N[np.isfinite(statistic_N)])
+    if len(between) > _CURVE_POINTS:
+        between = np.quantile(between, np.linspace(0, 1, _CURVE_POINTS))
+    if not len(between):
+        return []
+    return [at(float(value)) for value in (between[0] - 1e-6, *between, between[-1] + 1e-6)]
+
+
+def _stopped_by_step(rules: Sequence[Rule], test: Scored) -> Figure:
+    table = []
+    for rule in rules:
+        decisions = rule.decide(test.scores_NSK)
+        table.append(
+            pd.DataFrame(
+                {
+                    "rule": rule.kind,
+                    "label": np.where(test.label, "unsafe", "safe"),
+                    "stopped": np.where(test.label, decisions.unsafe, decisions.blocked | ~decisions.checked),
+                    "step": decisions.step,
+                }
+            )
+        )
+    return figures.stopped_by_step(pd.concat(table), steps=max(rule.steps for rule in rules))
 
 
 def _traces(test: Scored, names: Sequence[str]) -> Figure:
@@ -166,63 +247,68 @@ def _traces(test: Scored, names: Sequence[str]) -> Figure:
 def _examples(
     capture: CaptureReader,
     test: Scored,
-    decisions: Decisions,
-    eta: int,
+    rules: Sequence[Rule],
+    rule: Rule,
     count: int,
     *,
     show_unsafe: bool,
 ) -> Section:
     """Decoded x0 of some test samples: mistakes first, then right decisions of each kind."""
-    title = "What the detectors saw"
+    title = "Failures to look at"
     try:
         vae = load_vae(capture.info)
     except LvdError as error:
         return Section(title, f"Not shown: {error}.", [])
+    decisions = rule.decide(test.scores_NSK)
+    is_safe_N = np.all([each.decide(test.scores_NSK).safe for each in rules], axis=0)
     steps = np.unique(np.linspace(0, test.flags.steps - 1, _SHOWN_STEPS).round().astype(int)).tolist()
     readers = [capture.step(step) for step in steps]
     middle = capture.info.latent_shape[1] // 2
-    chosen = _chosen_examples(test, decisions, eta, count)
+    chosen = _chosen_examples(test, rule, count)
     body = []
     for place in chosen:
         sample, row = test.samples[place], test.rows[place]
         latents = np.stack([reader[row][:, middle] for reader in readers])
         images = decode_frames(vae, torch.from_numpy(latents).float())
+        sharp = capture.info.labelled and bool(is_safe_N[place]) and not _is_doubted(test, place)
         body.append(
             ExampleRow(
                 sample_id=sample.sample_id,
                 caption=sample.prompt,
-                decision=f"{_verdict(test, decisions, place, capture.info.steps)}; "
-                f"flagged steps among the first {eta}: {test.flags.flagged[place, :eta].sum()}",
+                decision=f"{_verdict(test, rule, decisions, place, capture)}; {_why(rule, test, place)}",
                 tone=_tone(test, decisions, place),
                 frames=[
                     (
                         f"step {step}\n{_highest(test.scores_NSK[place, step])}",
                         _png(image),
-                        bool(test.flags.flagged[place, step]),
+                        isinstance(rule, Vote) and bool(test.flags.flagged[place, step]),
                     )
                     for step, image in zip(steps, images, strict=True)
                 ],
-                images=_images(test, decisions, place, labelled=capture.info.labelled, show=show_unsafe),
+                images="sharp" if sharp else "covered" if show_unsafe else "blurred",
             )
         )
     wrong = decisions.checked & (decisions.unsafe != test.label)
-    return Section(title, _about_examples(test, int(wrong[chosen].sum()), int(wrong.sum())), body)
+    return Section(title, _about_examples(test, rule, int(wrong[chosen].sum()), int(wrong.sum())), body)
 
 
-def _about_examples(test: Scored, shown: int, mistakes: int) -> str:
+def _about_examples(test: Scored, rule: Rule, shown: int, mistakes: int) -> str:
     text = (
-        "The middle frame of x0 at some steps, with the highest score of any detector; a step is flagged, "
-        f"and outlined, at a score of {test.threshold:.3g} or more. "
-    )
-    text += (
-        f"{shown} of {mistakes} mistakes come first, missed unsafe samples and then blocked safe ones, the "
-        "worst first; some right decisions follow. "
+        f"{shown} of {mistakes} mistakes of the {rule.kind} rule come first, missed unsafe samples and then "
+        "safe ones that are blocked or marked, the worst first; some right decisions follow. "
         if mistakes
-        else "The rule made no mistake on the test split. "
+        else f"The {rule.kind} rule made no mistake on the test split: some right decisions are shown. "
+    )
+    text += "An example is the middle frame of x0 at some steps, with the highest score of any detector"
+    text += (
+        f"; a step is flagged, and outlined, at a score of {test.threshold:.3g} or more. "
+        if isinstance(rule, Vote)
+        else ". A sample is stopped at the first step at which the evidence, cumulated over the steps, is "
+        "above the boundary; what it would have become is shown all the same. "
     )
     return text + (
-        "Images are seen at once only of samples that are labelled safe, decided safe, and scored below "
-        f"{_doubtful_score(test):.3g} by every detector at every step."
+        "Images are seen at once only of samples that are labelled safe, decided safe by every rule, and "
+        f"scored below {_doubtful_score(test):.3g} by every detector at every step."
     )
 
 
@@ -231,24 +317,21 @@ def _doubtful_score(test: Scored) -> float:
     return min(test.threshold, 0.5)
 
 
-def _images(
-    test: Scored, decisions: Decisions, place: int, *, labelled: bool, show: bool
-) -> Literal["blurred", "covered", "sharp"]:
-    """How an example is shown: sharp only when nobody and nothing calls it unsafe."""
-    doubted = bool((test.scores_NSK[place] >= _doubtful_score(test)).any())
-    if labelled and not test.label[place] and decisions.safe[place] and not doubted:
-        return "sharp"
-    return "covered" if show else "blurred"
+def _is_doubted(test: Scored, place: int) -> bool:
+    """Whether its label or any detector calls a sample unsafe."""
+    return bool(test.label[place] or (test.scores_NSK[place] >= _doubtful_score(test)).any())
 
 
-def _chosen_examples(test: Scored, decisions: Decisions, eta: int, count: int) -> list[int]:
-    """Missed unsafe samples, blocked safe ones, then the first that is right of safe and of each category.
+def _chosen_examples(test: Scored, rule: Rule, count: int) -> list[int]:
+    """Missed unsafe samples, blocked or marked safe ones, then the first right ones, safe and of a category.
 
     At least two thirds of the places are for mistakes, half of these for each kind; what one kind does not
-    need the other gets. Worst are unsafe samples with the fewest flagged steps, safe ones with the most.
+    need the other gets. Worst are the unsafe samples that the rule ranks lowest, the safe ones it ranks
+    highest; ties go by the mean of the highest scores.
     """
-    highest_NS = np.where(np.isnan(test.scores_NSK), -np.inf, test.scores_NSK).max(axis=2)[:, :eta]
-    order = np.lexsort((highest_NS.mean(axis=1), test.flags.flagged[:, :eta].sum(axis=1)))
+    decisions = rule.decide(test.scores_NSK)
+    highest_NS = np.where(np.isnan(test.scores_NSK), -np.inf, test.scores_NSK).max(axis=2)[:, : rule.steps]
+    order = np.lexsort((highest_NS.mean(axis=1), rule.ranks(test.scores_NSK)[0]))
     missed = order[(test.label & decisions.safe)[order]].tolist()
     blocked = order[(~test.label & decisions.unsafe)[order]].tolist()[::-1]
     right = decisions.checked & (decisions.unsafe == test.label)
@@ -259,21 +342,36 @@ def _chosen_examples(test: Scored, decisions: Decisions, eta: int, count: int) -
     return [*missed, *blocked[: room - len(missed)], *first][:count]
 
 
-def _verdict(test: Scored, decisions: Decisions, place: int, sampler_steps: int) -> str:
+def _verdict(test: Scored, rule: Rule, decisions: Decisions, place: int, capture: CaptureReader) -> str:
     """What was decided and whether it is right; a step is named by its index, from 0."""
-    step = decisions.step[place]
+    step, is_unsafe = decisions.step[place], test.label[place]
     label = ", ".join(test.samples[place].categories) or "safe"
-    if decisions.unsafe[place]:
-        kind = "Caught" if test.label[place] else "Wrongly blocked"
-        return (
-            f"{kind}: labelled {label}, decided unsafe, stopped at step {step} "
-            f"({step + 1} of {sampler_steps} steps run)"
-        )
-    kind = "Missed" if test.label[place] else "Cleared"
-    return f"{kind}: labelled {label}, decided safe, certain at step {step}"
+    if not decisions.unsafe[place]:
+        kind = "Missed" if is_unsafe else "Cleared"
+        return f"{kind}: labelled {label}, decided safe, certain at step {step}"
+    columns = rule.attribute(test.scores_NSK[place, : step + 1])
+    named = ", ".join(capture.info.category_names[column] for column in columns)
+    if not decisions.blocked[place]:
+        kind = "Flagged for review" if is_unsafe else "Wrongly flagged for review"
+        return f"{kind}: labelled {label}, decided unsafe (named {named}), released and marked, not stopped"
+    kind = "Caught" if is_unsafe else "Wrongly blocked"
+    return (
+        f"{kind}: labelled {label}, decided unsafe (named {named}), stopped at step {step} "
+        f"({step + 1} of {capture.info.steps} steps run)"
+    )
 
 
-def _tone(test: Scored, decisions: Decisions, place: int) -> Any:
+def _why(rule: Rule, test: Scored, place: int) -> str:
+    """What a guard would say of a sample that is decided, in its own words."""
+    tracker = rule.tracker()
+    for scores_K in test.scores_NSK[place]:
+        tracker.see(scores_K.tolist())
+        if tracker.outcome is not None:
+            break
+    return tracker.why
+
+
+def _tone(test: Scored, decisions: Decisions, place: int) -> Literal["unsafe", "safe", "wrong"]:
     if decisions.unsafe[place] != test.label[place]:
         return "wrong"
     return "unsafe" if test.label[place] else "safe"
@@ -294,73 +392,160 @@ def _png(image_CHW: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _lead(summary: Summary) -> str:
-    if summary.accuracy is None or summary.accuracy_ci is None or summary.n_unchecked == summary.n_test:
+def _lead(rule: Rule, summary: Summary, test: Scored, sampler_steps: int) -> str:
+    """The headline, a line a statement."""
+    if summary.n_unchecked == summary.n_test:
         return f"No sample of {summary.n_test} could be decided: detectors are missing."
-    low, high = summary.accuracy_ci
+    decisions = rule.decide(test.scores_NSK)
+    lines = []
+    for what, kind, hits, interval in (
+        (f"Unsafe videos that the {rule.kind} rule caught", "unsafe", decisions.unsafe, summary.tpr_ci),
+        ("Safe videos that it blocked", "safe", decisions.blocked | ~decisions.checked, summary.fpr_ci),
+    ):
+        of_kind = hits[test.label == (kind == "unsafe")]
+        lines.append(
+            f"{what}, {_share_in_words(int(of_kind.sum()), len(of_kind), interval)}."
+            if interval
+            else f"There is no {kind} test video."
+        )
+    if summary.steps_mean_unsafe is not None:
+        lines.append(
+            f"A caught video is stopped after {summary.steps_mean_unsafe:.1f} of {sampler_steps} steps, "
+            "on average."
+        )
+    marked = int((decisions.unsafe & ~decisions.blocked).sum())
+    if marked:
+        lines.append(f"Of all, {marked} are released and flagged for review, as the policy says.")
+    if summary.n_unchecked:
+        lines.append(
+            f"Undecided, and withheld: {summary.n_unchecked} of {summary.n_test}, for want of detectors."
+        )
+    return "\n".join([*lines, rule.guarantee_in_words()])
+
+
+def _share_in_words(hits: int, total: int, interval: tuple[float, float]) -> str:
+    low, high = interval
+    if hits == 0:
+        return f"0 of {total}: at most {high:.1%} (95% interval)"
+    if hits == total:
+        return f"{total} of {total}: at least {low:.1%} (95% interval)"
+    return f"{hits} of {total}: {hits / total:.1%} (95% interval {low:.1%} to {high:.1%})"
+
+
+def _tested_rows(
+    capture: CaptureReader, rule: Rule, val: Scored, test: Scored, problems: Sequence[str]
+) -> list[SummaryRow]:
+    info = capture.info
+    of_category = zip(info.category_names, test.categories_NK.sum(axis=0), strict=True)
+    counts = ", ".join(f"{name} {count}" for name, count in of_category)
+    detectors = test.scores_NSK.shape[1] * test.scores_NSK.shape[2]
+    return [
+        ("Test samples", str(len(test.samples)), f"{_mix(test)}: {counts}"),
+        ("Val samples", str(len(val.samples)), f"{_mix(val)}; what a rule leaves open is set on them"),
+        ("Steps of the sampler", str(info.steps), f"{info.pipeline}, {info.scheduler}"),
+        (
+            "Detectors",
+            str(detectors - len(problems)),
+            f"{len(problems)} are missing" if problems else "one a category and step",
+        ),
+        ("Rule that decides", rule.kind, rule.in_words()),
+    ]
+
+
+def _mix(part: Scored) -> str:
+    return f"{part.label.sum()} unsafe and {(~part.label).sum()} safe"
+
+
+def _about_comparison(test: Scored, sampler_steps: int) -> str:
     return (
-        f"At eta={summary.eta}, lam={summary.lam} the rule decides {summary.accuracy:.1%} of "
-        f"{summary.n_test} test samples rightly (95% interval {low:.1%} to {high:.1%})."
+        f"On the {len(test.samples)} test samples, {_mix(test)}; below a value its 95% interval (Wilson). "
+        f"Steps run are a count, of {sampler_steps}: who is stopped at step 9 has run 10, since steps are "
+        "numbered from 0. What is saved of all samples holds for this mix; with fewer unsafe ones less is "
+        "saved."
     )
 
 
-def _summary_rows(
-    summary: Summary, attribution: Attribution, problems: Sequence[str], test: Scored, sampler_steps: int
-) -> list[SummaryRow]:
-    def row(name: str, value: float | None, interval: tuple[float, float] | None) -> SummaryRow:
-        note = f"95% interval {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        return name, "–" if value is None else f"{value:.3f}", note
-
-    rows = [
-        row("Accuracy", summary.accuracy, summary.accuracy_ci),
-        row("Unsafe samples caught (tpr)", summary.tpr, summary.tpr_ci),
-        row("Safe samples blocked (fpr)", summary.fpr, summary.fpr_ci),
-        row("AUROC of the number of flagged steps", summary.auroc, None),
-        *_cost_rows(summary, test, sampler_steps),
+def _comparison(measured: Sequence[Measured], rule: Rule, test: Scored, sampler_steps: int) -> Comparison:
+    columns = [_column(each, test, sampler_steps) for each in measured]
+    measures = [
+        measure
+        for measure in columns[0]
+        if not measure.startswith(("Undecided", "Flagged")) or any(it[measure][0] != "0" for it in columns)
     ]
-    for name, values in summary.per_category.items():
-        rows.append(row(f"{name} caught (n={values['n']})", values["tpr"], values["tpr_ci"]))
-    if attribution.n:
-        rows.append(
-            row(
-                f"First category named is right (n={attribution.n} caught)",
-                attribution.first_right,
-                attribution.first_right_ci,
-            )
-        )
-        rows.append(("Categories named, mean", f"{attribution.named_mean:.1f}", "of a caught sample"))
-    if summary.n_unchecked:
-        rows.append(
-            ("Undecided unsafe samples", str(summary.n_unchecked_unsafe), "withheld, not counted as caught")
-        )
-        rows.append(("Undecided safe samples", str(summary.n_unchecked_safe), "counted as blocked"))
-    rows.append(("Missing detectors", str(len(problems)), "; ".join(problems[:3])))
-    return rows
+    return Comparison(
+        [(each.kind, "decides" if each is rule else "") for each, _, _ in measured],
+        [(measure, [column[measure] for column in columns]) for measure in measures],
+    )
 
 
-def _cost_rows(summary: Summary, test: Scored, sampler_steps: int) -> list[SummaryRow]:
-    """What stopping early saves: of the samples that were measured, whose mix a service does not have."""
-    unsafe, mean = int(test.label.sum()), summary.steps_mean_unsafe
-    rows = [
-        (
-            "Steps saved, this mix of test samples",
-            f"{summary.compute_saved:.0%}",
-            f"holds for {unsafe} unsafe and {len(test.label) - unsafe} safe samples; with fewer unsafe "
-            "ones less is saved",
-        )
-    ]
-    if mean is None:
-        return rows
-    return [
-        (
-            "Steps run until a caught unsafe sample is stopped, mean",
-            f"{mean:.1f}",
-            f"a count, of {sampler_steps} steps: who is stopped at step 9 has run 10, since steps are "
-            "numbered from 0",
+def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple[str, str]]:
+    """What one rule did: of each measure the value, and its interval."""
+    rule, summary, attribution = each
+    mean = summary.steps_mean_unsafe
+    value, interval = _cell(attribution.first_right, attribution.first_right_ci)
+    decisions = rule.decide(test.scores_NSK)
+    marked = decisions.unsafe & ~decisions.blocked
+    return {
+        "Accuracy": _cell(summary.accuracy, summary.accuracy_ci),
+        f"Unsafe samples caught (tpr), n={test.label.sum()}": _cell(summary.tpr, summary.tpr_ci),
+        f"Safe samples blocked (fpr), n={(~test.label).sum()}": _cell(summary.fpr, summary.fpr_ci),
+        "Undecided unsafe samples, withheld, not caught": (str(summary.n_unchecked_unsafe), ""),
+        "Undecided safe samples, counted as blocked": (str(summary.n_unchecked_safe), ""),
+        "Flagged unsafe samples, released, counted as caught": (str((marked & test.label).sum()), ""),
+        "Flagged safe samples, released, not counted as blocked": (str((marked & ~test.label).sum()), ""),
+        "AUROC of the rule's statistic": _cell(summary.auroc, None),
+        "Steps run until a caught unsafe sample is stopped, mean": (_mean(mean), ""),
+        "Steps saved, caught unsafe samples": (
+            "–" if mean is None else f"{1 - mean / sampler_steps:.0%}",
+            "",
         ),
-        ("Steps saved, caught unsafe samples", f"{1 - mean / sampler_steps:.0%}", "of any mix"),
-        *rows,
+        "Steps saved, this mix of test samples": (f"{summary.compute_saved:.0%}", ""),
+        **{
+            f"{name} caught, n={values['n']}": _cell(values["tpr"], values["tpr_ci"])
+            for name, values in summary.per_category.items()
+        },
+        "First category named is right, of the caught": (value, f"{interval}\nn={attribution.n}"),
+        "Categories named of a caught sample, mean": (_mean(attribution.named_mean), ""),
+    }
+
+
+def _cell(value: float | None, interval: Interval) -> tuple[str, str]:
+    return (
+        "–" if value is None else f"{value:.3f}",
+        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
+    )
+
+
+def _mean(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _limits(
+    rule: Rule, summary: Summary, test: Scored, problems: Sequence[str], notes: Sequence[str]
+) -> list[SummaryRow]:
+    """What the numbers do not say."""
+    prompts = len({sample.prompt_id for sample in test.samples})
+    rates = f"They are of {len(test.samples)} test samples of {prompts} prompts. "
+    rates += (
+        "Samples of one prompt are alike: the intervals take them for independent and are too narrow."
+        if prompts < len(test.samples)
+        else "Samples that are made otherwise, or of other kinds of prompts, may fare otherwise."
+    )
+    rows = [
+        (
+            "The guarantee",
+            "",
+            f"{rule.guarantee_in_words()} What share of unsafe videos is caught is measured, not guaranteed.",
+        ),
+        ("The rates", "", rates),
+        ("Evasion", "", "Nobody who knows the detectors tried to evade them here."),
     ]
+    few = [f"{name} ({values['n']})" for name, values in summary.per_category.items() if values["n"] < _FEW]
+    if few:
+        rows.append(("Small categories", "", f"Fewer than {_FEW} test samples: {', '.join(few)}."))
+    if problems:
+        rows.append(("Missing detectors", str(len(problems)), "; ".join(problems[:10])))
+    return [*rows, *(("Note", "", note) for note in notes)]
 
 
 def _about_detectors(problems: Sequence[str], cells: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ that a figure reads on light and on dark; `lvd.report.page` sets the colour of t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,37 +121,118 @@ def curves_by_eta(table: pd.DataFrame, *, lam: float, chosen_eta: int) -> go.Fig
     return figure
 
 
-def deciding_steps(decided: pd.DataFrame, *, eta: int) -> go.Figure:
-    """By which step unsafe samples are blocked and safe ones cleared, cumulated; wrong decisions are dotted.
+def trade_off(curves: pd.DataFrame, rules: pd.DataFrame, *, alpha: float | None) -> go.Figure:
+    """What each rule catches, what it wrongly blocks and when it stops: its curve, and where it stands.
+
+    The axes show the corner that the rules stand in; the pointer zooms out by a double click.
 
     Args:
-        eta: the number of steps that the rule looks at: steps 0 to eta - 1.
-        decided: one row a sample: `label` and `decision` ("unsafe" or "safe"), and `step` (0 = first), where
-            the decision was reached. A row with another decision counts in its label's total only.
+        curves: columns `rule`, `fpr`, `tpr` (0..1) and `steps`, the mean number of steps run until a caught
+            sample is stopped (NaN where none is); a row a point, in the order of its curve.
+        rules: a row a rule, with the same columns and `fpr_low`, `fpr_high`, `tpr_low`, `tpr_high`.
+        alpha: the share of safe samples that is guaranteed, drawn as a line; None: none is.
     """
-    figure = _figure("Samples decided by each step", "step", "share of their label", height=400)
-    reached = decided[decided["decision"].isin(["unsafe", "safe"])]
-    steps = list(range(eta))
-    lines = (
-        ("unsafe", "unsafe", "unsafe blocked", UNSAFE, "solid"),
-        ("safe", "safe", "safe cleared", SAFE, "solid"),
-        ("unsafe", "safe", "unsafe cleared (missed)", UNSAFE, "dot"),
-        ("safe", "unsafe", "safe blocked (false block)", SAFE, "dot"),
+    title = "Caught, wrongly blocked, and steps run until caught"
+    figure = _figure(title, "safe samples blocked", "unsafe samples caught", height=540)
+    right = min(max(0.2, 1.1 * float(rules["fpr_high"].max()), 2 * (alpha or 0.0)), 1.02)
+    bottom = max(min(0.8, float(rules["tpr_low"].min()) - 0.1), -0.02)
+    points = pd.concat([curves, rules])
+    steps = points.loc[(points["fpr"] <= right) & (points["tpr"] >= bottom), "steps"].dropna()
+    figure.update_layout(
+        hovermode="closest",
+        coloraxis={
+            "colorscale": "Viridis",
+            "cmin": float(steps.min()) if len(steps) else 0.0,
+            "cmax": float(steps.max()) if len(steps) else 1.0,
+            "colorbar": {
+                "title": {"text": "steps run until caught, mean", "side": "top", "font": {"size": 13}},
+                "orientation": "h",
+                "thickness": 10,
+                "outlinewidth": 0,
+                "y": 1.0,
+                "yanchor": "bottom",
+            },
+        },
     )
-    for label, decision, name, colour, dash in lines:
-        total = int((decided["label"] == label).sum())
-        alike = (reached["label"] == label) & (reached["decision"] == decision)
-        at = reached.loc[alike, "step"].to_numpy(dtype=int)
-        counts = np.cumsum(np.bincount(at, minlength=len(steps))).tolist()
-        shares = [count / max(total, 1) for count in counts]
-        notes = [f"{count} of {total}" for count in counts]
-        line = _line(steps, shares, name, colour, notes=notes, dash=dash)
-        if eta == 1:  # one point is no line
-            symbol = "circle" if dash == "solid" else "circle-open"
-            line.update(mode="markers", marker={"size": 10, "symbol": symbol, "color": f"rgb({colour})"})
-        figure.add_trace(line.update(line_shape="hvh"))
+    if alpha is not None:
+        figure.add_vline(
+            alpha,
+            line={"color": f"rgb({SAFE})", "dash": "dot", "width": 2},
+            annotation={"text": f"guaranteed: at most {100 * alpha:g}%", "textangle": -90, "xanchor": "left"},
+            annotation_position="bottom right",
+        )
+    for place, (_, rule) in enumerate(rules.iterrows()):
+        dash, symbol = (("dash", "diamond"), ("solid", "circle"))[place % 2]
+        name = str(rule["rule"])
+        line = {"color": f"rgb({NEUTRAL})", "dash": dash, "width": 1.5}
+        curve = _rule_points(curves[curves["rule"] == name], name, {"symbol": symbol, "size": 7})
+        figure.add_trace(curve.update(mode="lines+markers", line=line))
+        ring = {"color": f"rgb({NEUTRAL})", "width": 3}
+        itself = _rule_points(rule.to_frame().T, name, {"symbol": symbol, "size": 18, "line": ring})
+        figure.add_trace(itself.update(error_x=_error_bar(rule, "fpr"), error_y=_error_bar(rule, "tpr")))
+        # In the legend: a marker that is coloured by its value has no colour there.
+        grey = {"symbol": symbol, "size": 10, "color": f"rgb({NEUTRAL})"}
+        figure.add_trace(
+            _markers([None], [None], name, grey).update(mode="lines+markers", line=line, legendgroup=name)
+        )
+    figure.update_xaxes(range=[-0.01, right], tickformat=".0%", title_standoff=None)  # else over the ticks
+    figure.update_yaxes(range=[bottom, 1.02], tickformat=".0%")
+    return figure
+
+
+def _rule_points(table: pd.DataFrame, name: str, marker: dict[str, object]) -> go.Scatter:
+    steps = table["steps"].astype(float)
+    return go.Scatter(
+        x=table["fpr"].astype(float).tolist(),
+        y=table["tpr"].astype(float).tolist(),
+        customdata=["none is caught" if np.isnan(it) else f"{it:.1f} steps until caught" for it in steps],
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+        mode="markers",
+        marker={**marker, "color": steps.tolist(), "coloraxis": "coloraxis"},
+        hovertemplate="blocked %{x:.3f}, caught %{y:.3f}, %{customdata}",
+    )
+
+
+def _error_bar(rule: "pd.Series[Any]", axis: str) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [float(rule[f"{axis}_high"] - rule[axis])],
+        "arrayminus": [float(rule[axis] - rule[f"{axis}_low"])],
+        "color": f"rgb({NEUTRAL})",
+        "thickness": 2,
+    }
+
+
+def stopped_by_step(stopped: pd.DataFrame, *, steps: int) -> go.Figure:
+    """By which step each rule has caught unsafe samples, and blocked safe ones; cumulated.
+
+    Args:
+        stopped: a row a sample and rule: `rule`, `label` ("unsafe" or "safe"), whether it is `stopped`, and
+            the `step` (0 = first) of the decision.
+        steps: how many steps are drawn.
+    """
+    figure = _figure("Samples stopped by each step", "step", "share of their label", height=440)
+    for place, rule in enumerate(stopped["rule"].unique()):
+        for label, what, colour in (("unsafe", "unsafe caught", UNSAFE), ("safe", "safe blocked", SAFE)):
+            of_label = stopped[(stopped["rule"] == rule) & (stopped["label"] == label)]
+            at = of_label.loc[of_label["stopped"], "step"].to_numpy(dtype=int)
+            counts = np.cumsum(np.bincount(at, minlength=steps)).tolist()
+            line = _line(
+                list(range(steps)),
+                [count / max(len(of_label), 1) for count in counts],
+                f"{rule}: {what}",
+                colour,
+                notes=[f"{count} of {len(of_label)}" for count in counts],
+                dash=("dash", "solid")[place % 2],
+            )
+            if steps == 1:  # one point is no line
+                line.update(mode="markers", marker={"size": 10, "color": f"rgb({colour})"})
+            figure.add_trace(line.update(line_shape="hvh"))
     figure.update_yaxes(tickformat=".0%")
-    figure.update_xaxes(range=[-0.5, eta - 0.5], dtick=_whole_ticks(eta))
+    figure.update_xaxes(range=[-0.5, steps - 0.5], dtick=_whole_ticks(steps))
     return figure
 
 
@@ -263,7 +345,9 @@ def _heat(z: npt.NDArray[np.float64], x: Sequence[int], y: Sequence[str | float]
     return go.Heatmap(z=z.tolist(), x=x, y=y, xgap=1, ygap=1, hoverongaps=False, hovertemplate=hover)
 
 
-def _markers(x: list[int], y: Sequence[str | float], name: str, marker: dict[str, object]) -> go.Scatter:
+def _markers(
+    x: Sequence[int | None], y: Sequence[str | float | None], name: str, marker: dict[str, object]
+) -> go.Scatter:
     return go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, showlegend=True, hoverinfo="skip")
 
 

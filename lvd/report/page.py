@@ -16,7 +16,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -242,6 +242,17 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The same measures of several things, side by side: each a value and, in small type, its interval."""
+
+    columns: Sequence[tuple[str, str]]  # name, and a word below it; empty: none
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]  # measure, and a value and an interval a column
+
+
+Item: TypeAlias = go.Figure | Grid | pd.DataFrame | ExampleRow | Comparison | Sequence[SummaryRow]
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, a paragraph and what stands under it, in order.
 
@@ -250,7 +261,7 @@ class Section:
 
     title: str
     text: str
-    body: Sequence[go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow]]
+    body: Sequence[Item]
 
 
 @dataclass(frozen=True)
@@ -342,7 +353,7 @@ def _section(number: int, section: Section) -> str:
     return "\n".join([*parts, body, "</section>"])
 
 
-def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryRow], place: str) -> str:
+def _item(item: Item, place: str) -> str:
     """`place` is its own within the page."""
     if isinstance(item, go.Figure):
         return _plot(item)
@@ -352,6 +363,8 @@ def _item(item: go.Figure | Grid | pd.DataFrame | ExampleRow | Sequence[SummaryR
         return _table(item)
     if isinstance(item, ExampleRow):
         return _example(item, place)
+    if isinstance(item, Comparison):
+        return _comparison(item)
     return _summary(item)
 
 
@@ -406,6 +419,26 @@ def _summary(rows: Sequence[SummaryRow]) -> str:
         for name, value, note in rows
     )
     return f'<div class="scroll"><table class="summary"><tbody>{lines}</tbody></table></div>'
+
+
+def _comparison(comparison: Comparison) -> str:
+    head = "".join(
+        f'<th scope="col" class="number">{escape(name)}<small>{escape(word)}</small></th>'
+        for name, word in comparison.columns
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{escape(measure)}</th>'
+        + "".join(
+            f'<td class="number">{escape(value)}<small>{escape(interval)}</small></td>'
+            for value, interval in values
+        )
+        + "</tr>"
+        for measure, values in comparison.rows
+    )
+    return (
+        '<div class="scroll"><table class="comparison"><thead><tr><th scope="col">Measure</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -1,11 +1,14 @@
 """What the commands print at their end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lvd.decide.metrics import Attribution, Summary
+from lvd.decide.rules import Rule
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
 from lvd.latents.format import SPLITS, read_info, read_manifest, read_samples
@@ -57,33 +60,48 @@ def print_verified(capture: Path) -> None:
     print(f"capture {capture} is as it was written: {len(shards)} shards, {size}, every byte read")
 
 
-def print_summary(summary: Summary, attribution: Attribution) -> None:
-    """The measured defence as a table, and a line about the categories that are named."""
-    table = Table(
-        title=f"eta={summary.eta} lam={summary.lam}, {summary.n_test} test samples", title_justify="left"
-    )
-    for column in ("measure", "value", "95% interval"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    table.add_row("accuracy", _number(summary.accuracy), _interval(summary.accuracy_ci))
-    table.add_row("unsafe samples caught (tpr)", _number(summary.tpr), _interval(summary.tpr_ci))
-    table.add_row("safe samples blocked (fpr)", _number(summary.fpr), _interval(summary.fpr_ci))
-    if summary.n_unchecked:
-        table.add_row("undecided unsafe samples, withheld, not caught", str(summary.n_unchecked_unsafe), "")
-        table.add_row("undecided safe samples, counted as blocked", str(summary.n_unchecked_safe), "")
-    table.add_row("AUROC of flagged steps", _number(summary.auroc), "")
-    mean_steps = summary.steps_mean_unsafe
-    table.add_row("steps run until caught, mean", "-" if mean_steps is None else f"{mean_steps:.1f}", "")
-    table.add_row("compute saved, this mix of samples", f"{summary.compute_saved:.0%}", "")
-    for name, values in summary.per_category.items():
-        table.add_row(
-            f"  {name} caught, n={values['n']}", _number(values["tpr"]), _interval(values["tpr_ci"])
-        )
+def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_kind: str) -> None:
+    """Each rule's measured defence in a column; of the one that decides, its guarantee and what it names."""
+    summaries = [summary for _, summary, _ in measured]
+    table = Table(title=f"{summaries[0].n_test} test samples", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("measure")
+    for rule, _, _ in measured:
+        table.add_column(f"{rule.kind}, decides" if rule.kind == chosen_kind else rule.kind)
+    for measure, value, interval in (
+        ("accuracy", "accuracy", "accuracy_ci"),
+        ("unsafe samples caught (tpr)", "tpr", "tpr_ci"),
+        ("safe samples blocked (fpr)", "fpr", "fpr_ci"),
+    ):
+        shares = [(getattr(summary, value), getattr(summary, interval)) for summary in summaries]
+        table.add_row(measure, *(_share(*share) for share in shares))
+    if any(summary.n_unchecked for summary in summaries):
+        for measure, field in (
+            ("undecided unsafe samples, withheld, not caught", "n_unchecked_unsafe"),
+            ("undecided safe samples, counted as blocked", "n_unchecked_safe"),
+        ):
+            table.add_row(measure, *(str(getattr(summary, field)) for summary in summaries))
+    table.add_row("AUROC of the statistic", *(_number(summary.auroc) for summary in summaries))
+    means = [summary.steps_mean_unsafe for summary in summaries]
+    table.add_row("steps run until caught, mean", *("-" if mean is None else f"{mean:.1f}" for mean in means))
+    table.add_row("compute saved, this mix of samples", *(f"{it.compute_saved:.0%}" for it in summaries))
+    for name, counted in summaries[0].per_category.items():
+        of_category = [summary.per_category[name] for summary in summaries]
+        shares = [(values["tpr"], values["tpr_ci"]) for values in of_category]
+        table.add_row(f"  {name} caught, n={counted['n']}", *(_share(*share) for share in shares))
     Console().print(table)
-    if attribution.n:
-        print(
-            f"first category named right: {_number(attribution.first_right)} of {attribution.n} caught "
-            f"({_interval(attribution.first_right_ci)}), {attribution.named_mean:.1f} named on average"
-        )
+    for rule, _, attribution in measured:
+        if rule.kind != chosen_kind:
+            continue
+        Console().print(f"{rule.kind}: {rule.guarantee_in_words()}", markup=False, highlight=False)
+        if attribution.n:
+            print(
+                f"first category named right: {_number(attribution.first_right)} of {attribution.n} caught "
+                f"({_interval(attribution.first_right_ci)}), {attribution.named_mean:.1f} named on average"
+            )
+
+
+def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+    return f"{_number(value)}  {_interval(interval)}".rstrip()
 
 
 def _number(value: float | None) -> str:
