@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lvd.report import sweep
-from lvd.report.page import ExampleRow, Section, write_page
+from lvd.report.page import Comparison, ExampleRow, Section, write_page
 from lvd.report.sweep import JobRow, write_dashboard
 
 pytestmark = [
@@ -273,7 +273,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = pd.DataFrame({"job": ["distorted_weird, step 7"], **{f"measure {n}": [0.123] for n in range(12)}})
     frames = [(f"step {step}", picture(), True) for step in range(8)]
     rows = [ExampleRow(f"s{n}", "a prompt", "Caught", "unsafe", frames, "covered") for n in range(2)]
-    write_page(path, title="Report", lead="", sections=[Section("All", "", [summary, wide, *rows])])
+    shares = [("0.946", "0.853 to 0.982"), ("1.000", "0.936 to 1.000\nn=56")]
+    rules = [("vote", ""), ("sequential", "decides")]
+    comparison = Comparison(rules, [("Steps run until a caught unsafe sample is stopped, mean", shares)])
+    write_page(
+        path, title="Report", lead="", sections=[Section("All", "", [summary, wide, comparison, *rows])]
+    )
     return path
 
 
@@ -317,6 +322,22 @@ def test_a_wide_table_scrolls_within_itself_and_keeps_its_first_column(chromium:
         return [table.parentElement.scrollLeft, before, first.getBoundingClientRect().left];"""
     )
     assert (moved, after) == (200, before)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_rules_side_by_side_are_seen_whole(chromium: Any, report: Path, width: int) -> None:
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False},
+    )
+    chromium.get(report.as_uri())
+    right, edge, heights = chromium.execute_script(
+        """const table = document.querySelector(".comparison");
+        return [table.getBoundingClientRect().right, table.parentElement.getBoundingClientRect().right,
+            [...table.querySelectorAll("td small")].map(it => it.offsetHeight)]"""
+    )
+    assert right <= edge + 1
+    assert heights[1] == 2 * heights[0]  # an interval keeps to its line
 
 
 @pytest.mark.parametrize("way", ["click", "space"])

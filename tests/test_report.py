@@ -264,7 +264,8 @@ def test_stops_that_are_all_at_step_0_are_drawn(steps: int) -> None:
 def test_the_trade_off_marks_each_rule_with_its_intervals_and_the_guarantee() -> None:
     curves = pd.DataFrame({"rule": "vote", "fpr": [0.0, 1.0], "tpr": [0.0, 1.0], "steps": [NAN, 3.0]})
     rule = {"rule": "vote", "fpr": 0.1, "fpr_low": 0.05, "fpr_high": 0.3, "tpr": 0.8, "steps": 12.34}
-    figure = figures.trade_off(curves, pd.DataFrame([{**rule, "tpr_low": 0.5, "tpr_high": 0.9}]), alpha=0.05)
+    rule |= {"tpr_low": 0.5, "tpr_high": 0.9, "alpha": 0.05}
+    figure = figures.trade_off(curves, pd.DataFrame([rule]))
     curve, point, in_legend = figure.data
     assert list(curve.customdata) == ["none is caught", "3.0 steps until caught"]
     assert (list(point.x), list(point.y), list(point.marker.color)) == ([0.1], [0.8], [12.34])
@@ -272,14 +273,17 @@ def test_the_trade_off_marks_each_rule_with_its_intervals_and_the_guarantee() ->
     assert np.allclose([*point.error_y.arrayminus, *point.error_y.array], [0.3, 0.1])
     assert [trace.showlegend for trace in (curve, point, in_legend)] == [False, False, True]
     assert figure.layout.shapes[0].x0 == 0.05
-    assert figure.layout.annotations[0].text == "guaranteed: at most 5%"
+    assert figure.layout.annotations[0].text == "vote: at most 5% guaranteed"
     assert figure.layout.xaxis.range[1] >= 0.3
     assert figure.layout.yaxis.range[0] <= 0.5  # the whole interval is seen
-    assert not figures.trade_off(curves, figure_rules(rule), alpha=None).layout.shapes
 
 
-def figure_rules(rule: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame([{**rule, "fpr_low": NAN, "fpr_high": NAN, "tpr_low": NAN, "tpr_high": NAN}])
+def test_the_trade_off_of_rates_that_nothing_counts_for_is_drawn() -> None:
+    columns = ["fpr", "fpr_low", "fpr_high", "tpr", "tpr_low", "tpr_high", "steps", "alpha"]
+    rules = pd.DataFrame([{"rule": "vote", **dict.fromkeys(columns, NAN)}])
+    layout = figures.trade_off(rules.iloc[:0], rules).layout
+    assert np.isfinite([*layout.xaxis.range, *layout.yaxis.range]).all()
+    assert not layout.shapes  # nothing is guaranteed
 
 
 def test_every_unsafe_group_is_drawn_against_safe() -> None:
@@ -542,7 +546,7 @@ def test_the_headline_has_counts_intervals_steps_and_the_guarantee(report: Any) 
 def test_the_headline_of_the_vote_promises_nothing(report: Any) -> None:
     text = lead(report(scored(CALM, CAUGHT, CAUGHT), beside=sequential(3.0)))
     assert f"the vote rule caught, 2 of 2: at least {wilson(2, 2)[0]:.1%} (95% interval)" in text
-    assert text.endswith("It guarantees no share of blocked safe videos; the measured one is below.")
+    assert text.endswith("It guarantees no share of blocked safe videos: that share is measured only.")
 
 
 def test_a_headline_without_a_kind_of_sample_or_with_undecided_ones_says_so(report: Any) -> None:

@@ -207,7 +207,7 @@ class Vote:
         )
 
     def guarantee_in_words(self) -> str:
-        return "It guarantees no share of blocked safe videos; the measured one is below."
+        return "It guarantees no share of blocked safe videos: that share is measured only."
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "eta": self.eta, "lam": self.lam, "threshold": self.threshold}

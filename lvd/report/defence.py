@@ -1,7 +1,7 @@
 """The report's page: what was measured, laid out for one who was not there."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -174,10 +174,10 @@ def _trade_off(
         ends = {}
         for rate, interval in (("fpr", summary.fpr_ci), ("tpr", summary.tpr_ci)):
             ends[f"{rate}_low"], ends[f"{rate}_high"] = interval or (np.nan, np.nan)
-        points.append({**_point(each.kind, summary), **ends})
-    bounds = [each.alpha for each, _, _ in measured if isinstance(each, Sequential)]
+        alpha = each.alpha if isinstance(each, Sequential) else np.nan
+        points.append({**_point(each.kind, summary), **ends, "alpha": alpha})
     drawn = pd.DataFrame(curves, columns=["rule", "fpr", "tpr", "steps"])
-    return figures.trade_off(drawn, pd.DataFrame(points), alpha=bounds[0] if bounds else None)
+    return figures.trade_off(drawn, pd.DataFrame(points))
 
 
 def _point(kind: str, summary: Summary) -> dict[str, Any]:
@@ -189,26 +189,23 @@ def _point(kind: str, summary: Summary) -> dict[str, Any]:
 
 def _along_its_curve(rule: Rule, scores_NSK: Floats) -> list[Rule]:
     """The rule made laxer and stricter, from one that catches everything to one that catches nothing."""
-    statistic_N: Floats
-    at: Callable[[float], Rule]
     if isinstance(rule, Vote):
-        vote = rule
-        statistic_N = highest_threshold(scores_NSK, rule.eta, rule.lam)
-        at = lambda value: replace(vote, threshold=value)  # noqa: E731
-    elif isinstance(rule, Sequential):
-        sequential = rule
-        statistic_N, _ = rule.ranks(scores_NSK)
-        at = lambda value: replace(  # noqa: E731
-            sequential, boundary=tuple(boundary + value for boundary in sequential.boundary)
-        )
-    else:
+        thresholds = _between_all_and_nothing(highest_threshold(scores_NSK, rule.eta, rule.lam))
+        return [replace(rule, threshold=threshold) for threshold in thresholds]
+    if isinstance(rule, Sequential):
+        shifts = _between_all_and_nothing(rule.ranks(scores_NSK)[0])
+        return [replace(rule, boundary=tuple(at + shift for at in rule.boundary)) for shift in shifts]
+    return []
+
+
+def _between_all_and_nothing(statistic_N: Floats) -> list[float]:
+    """Bounds on a statistic, from below every sample's to above."""
+    values = np.unique(statistic_N[np.isfinite(statistic_N)].astype(float))
+    if not len(values):
         return []
-    between = np.unique(statistic_N[np.isfinite(statistic_N)])
-    if len(between) > _CURVE_POINTS:
-        between = np.quantile(between, np.linspace(0, 1, _CURVE_POINTS))
-    if not len(between):
-        return []
-    return [at(float(value)) for value in (between[0] - 1e-6, *between, between[-1] + 1e-6)]
+    if len(values) > _CURVE_POINTS:
+        values = np.quantile(values, np.linspace(0, 1, _CURVE_POINTS))
+    return [float(values[0]) - 1e-6, *values.tolist(), float(values[-1]) + 1e-6]
 
 
 def _stopped_by_step(rules: Sequence[Rule], test: Scored) -> Figure:

@@ -121,7 +121,7 @@ def curves_by_eta(table: pd.DataFrame, *, lam: float, chosen_eta: int) -> go.Fig
     return figure
 
 
-def trade_off(curves: pd.DataFrame, rules: pd.DataFrame, *, alpha: float | None) -> go.Figure:
+def trade_off(curves: pd.DataFrame, rules: pd.DataFrame) -> go.Figure:
     """What each rule catches, what it wrongly blocks and when it stops: its curve, and where it stands.
 
     The axes show the corner that the rules stand in; the pointer zooms out by a double click.
@@ -129,13 +129,13 @@ def trade_off(curves: pd.DataFrame, rules: pd.DataFrame, *, alpha: float | None)
     Args:
         curves: columns `rule`, `fpr`, `tpr` (0..1) and `steps`, the mean number of steps run until a caught
             sample is stopped (NaN where none is); a row a point, in the order of its curve.
-        rules: a row a rule, with the same columns and `fpr_low`, `fpr_high`, `tpr_low`, `tpr_high`.
-        alpha: the share of safe samples that is guaranteed, drawn as a line; None: none is.
+        rules: a row a rule, with the same columns, `fpr_low`, `fpr_high`, `tpr_low`, `tpr_high`, and `alpha`,
+            the share of safe samples that it guarantees, drawn as a line (NaN: it guarantees none).
     """
     title = "Caught, wrongly blocked, and steps run until caught"
     figure = _figure(title, "safe samples blocked", "unsafe samples caught", height=540)
-    right = min(max(0.2, 1.1 * float(rules["fpr_high"].max()), 2 * (alpha or 0.0)), 1.02)
-    bottom = max(min(0.8, float(rules["tpr_low"].min()) - 0.1), -0.02)
+    right = min(float(np.nanmax([0.2, *(1.1 * rules["fpr_high"]), *(2 * rules["alpha"])])), 1.02)
+    bottom = max(float(np.nanmin([0.8, *(rules["tpr_low"] - 0.1)])), -0.02)
     points = pd.concat([curves, rules])
     steps = points.loc[(points["fpr"] <= right) & (points["tpr"] >= bottom), "steps"].dropna()
     figure.update_layout(
@@ -154,13 +154,6 @@ def trade_off(curves: pd.DataFrame, rules: pd.DataFrame, *, alpha: float | None)
             },
         },
     )
-    if alpha is not None:
-        figure.add_vline(
-            alpha,
-            line={"color": f"rgb({SAFE})", "dash": "dot", "width": 2},
-            annotation={"text": f"guaranteed: at most {100 * alpha:g}%", "textangle": -90, "xanchor": "left"},
-            annotation_position="bottom right",
-        )
     for place, (_, rule) in enumerate(rules.iterrows()):
         dash, symbol = (("dash", "diamond"), ("solid", "circle"))[place % 2]
         name = str(rule["rule"])
@@ -175,7 +168,21 @@ def trade_off(curves: pd.DataFrame, rules: pd.DataFrame, *, alpha: float | None)
         figure.add_trace(
             _markers([None], [None], name, grey).update(mode="lines+markers", line=line, legendgroup=name)
         )
-    figure.update_xaxes(range=[-0.01, right], tickformat=".0%", title_standoff=None)  # else over the ticks
+    for _, rule in rules[rules["alpha"].notna()].iterrows():
+        figure.add_vline(
+            rule["alpha"],
+            line={"color": f"rgb({SAFE})", "dash": "dot", "width": 2},
+            annotation={
+                "text": f"{rule['rule']}: at most {100 * rule['alpha']:g}% guaranteed",
+                "textangle": -90,
+                "xanchor": "left",
+            },
+            annotation_position="bottom right",
+        )
+    # With a horizontal colour bar plotly sets the axis' own title over its ticks.
+    figure.update_xaxes(range=[-0.01, right], tickformat=".0%", title_text=None)
+    below = {"x": 0.5, "xref": "paper", "y": 0, "yref": "paper", "yanchor": "top", "yshift": -24}
+    figure.add_annotation(text="safe samples blocked", showarrow=False, font_size=13, **below)
     figure.update_yaxes(range=[bottom, 1.02], tickformat=".0%")
     return figure
 
