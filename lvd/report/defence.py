@@ -71,10 +71,15 @@ def write_report(
             ),
             Section(
                 "The trade-off",
-                "Test split. The large points are the rules, with their 95% intervals; they were fixed "
-                "before the test split was read. The curves show what the vote would do at other thresholds"
-                + (", and the sequential rule with all its boundaries shifted" if len(rules) > 1 else "")
-                + ": they are shown, not chosen from. Best is the upper left corner, in few steps.",
+                "Test split. The large points are the rules, with their 95% intervals; they were set without "
+                "the test split. The curves show what the vote would do at other thresholds"
+                + (
+                    ", and the sequential rule with all its boundaries shifted; the dotted line is the share "
+                    "of safe samples that it guarantees not to exceed"
+                    if len(rules) > 1
+                    else ""
+                )
+                + ". Curves are shown, not chosen from. Best is the upper left corner, in few steps.",
                 [_trade_off(measured, test, names, sampler_steps)],
             ),
             Section(
