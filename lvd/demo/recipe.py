@@ -7,7 +7,7 @@ with `save_pretrained`: an `AutoencoderKL` (factor 4), then a `UNetMotionModel` 
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,16 @@ from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_
 GENERATOR = Path(__file__).parent / "generator"
 TEXT_WIDTH = 64
 MAX_TOKENS = 16
+WORDS = " ".join(["a", *DIGITS, *COLOURS, *MOTIONS]).split()
 BATCH_FRAMES = 128  # frames in a batch, as single images or as videos: what fits the cache of a CPU
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(words: Iterable[str] = WORDS, max_tokens: int = MAX_TOKENS) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer built from the words of the captions: one token each."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = alphabet + [f"{char}</w>" for char in alphabet]
     merges: list[str] = []
-    words = set(" ".join(["a", *DIGITS, *COLOURS, *MOTIONS]).split())
-    for word in sorted(words, key=lambda word: (-len(word), word)):  # a short word cannot cut a long one
+    for word in sorted(set(words), key=lambda word: (-len(word), word)):  # a short word cannot cut a long one
         symbols = [*word[:-1], f"{word[-1]}</w>"]
         merged = symbols[0]
         for symbol in symbols[1:]:
@@ -51,7 +51,7 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))},
         merges=[tuple(merge.split(" ")) for merge in merges],
-        model_max_length=MAX_TOKENS,
+        model_max_length=max_tokens,
     )
 
 
@@ -100,7 +100,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             intermediate_size=4 * TEXT_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             projection_dim=TEXT_WIDTH,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

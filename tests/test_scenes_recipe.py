@@ -1,0 +1,145 @@
+"""The recipe of the scenes' generator: its parts, and all of it, tiny, from a recording to a pipeline."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lvd.demo import scenes_recipe
+from lvd.demo.muon import Muon, orthogonalise
+from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, judge, load_recogniser, targets
+from lvd.demo.scenes import FRAMES, PLACES, SIZE, Scene, all_scenes
+from lvd.demo.scenes_recipe import CHANNELS, Basis, Training
+from lvd.errors import LvdError
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
+def test_muon_steps_along_a_nearly_orthogonal_matrix(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert (singular > 0.6).all()
+    assert (singular < 1.3).all()
+
+
+def test_muon_finds_a_minimum_and_leaves_what_has_no_gradient() -> None:
+    torch.manual_seed(0)
+    weight, idle = torch.nn.Parameter(torch.zeros(8, 8)), torch.nn.Parameter(torch.ones(2, 2))
+    goal = torch.randn(8, 8)
+    optimizer = Muon([weight, idle], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (weight - goal).square().sum().backward()
+        optimizer.step()
+    assert (weight - goal).abs().max() < 0.1
+    assert (idle == 1).all()
+    assert (orthogonalise(torch.zeros(3, 4)) == 0).all()
+
+
+def test_the_basis_keeps_what_frames_of_few_patches_hold() -> None:
+    torch.manual_seed(0)
+    patches = torch.randn(CHANNELS, 3 * 8 * 8)
+    weights = torch.randn(40, CHANNELS, 64)
+    columns = (patches.T @ weights) + torch.randn(192, 1)  # as many directions as there are channels
+    frames = torch.nn.functional.fold(columns, SIZE, 8, stride=8)
+    basis = Basis.fit(frames)
+    latents = basis.encode(frames)
+    assert latents.shape == (40, CHANNELS, 8, 8)
+    assert latents.std().item() == pytest.approx(1.0, abs=0.01)
+    back = latents.flatten(2).transpose(1, 2) @ torch.linalg.pinv(basis.into) + basis.mean
+    torch.testing.assert_close(back.transpose(1, 2), columns, atol=1e-2, rtol=0)
+
+
+def test_every_caption_is_told_apart_word_by_word() -> None:
+    tokenizer, encoder = scenes_recipe.build_text()
+    captions = scenes_recipe.all_captions()
+    ids = [tuple(tokenizer(caption).input_ids) for caption in captions]
+    assert len(set(ids)) == len(captions) == len(all_scenes()) + 1
+    assert max(map(len, ids)) <= scenes_recipe.MAX_TOKENS
+    hidden = scenes_recipe.encode_captions(encoder, tokenizer, captions)
+    assert hidden.mean(dim=(0, 1)).abs().max() < 1e-4
+    torch.manual_seed(1)
+    again = scenes_recipe.encode_captions(*reversed(scenes_recipe.build_text()), captions[:3])
+    torch.testing.assert_close(again, hidden[:3])
+
+
+def test_training_resumes_where_it_was(tmp_path: Path) -> None:
+    def train(network: torch.nn.Module, steps: int, snapshot: Path) -> dict[str, Tensor]:
+        training = Training(network, steps, snapshot, cooling=0.0, muon_lr=0.01, adam_lr=0.01)
+        for step in training.run("test"):
+            training.step(network(torch.full((1, 4), float(step + 1))).square().sum())
+        return training.average
+
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        layers = {"block": torch.nn.Linear(4, 4), "last": torch.nn.Linear(4, 4)}
+        return torch.nn.Sequential(OrderedDict(layers))
+
+    whole = train(network(), 6, tmp_path / "whole.pt")
+    train(network(), 3, tmp_path / "parts.pt")
+    parts = train(network(), 6, tmp_path / "parts.pt")
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value)
+
+
+def test_targets_are_what_is_visible() -> None:
+    shares = np.zeros((2, FRAMES), np.float32)
+    shares[0, 2:] = 0.2
+    wanted = targets([Scene("gore", "stone cell", "at rest"), Scene(EMPTY, "blue room", "at rest")], shares)
+    assert wanted[0, :, THINGS.index("gore")].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert wanted[1, :, : len(THINGS)].sum() == 0
+    assert (wanted[1, :, len(THINGS) + list(PLACES).index("blue room")] == 1).all()
+
+
+def test_a_verdict_says_what_most_frames_show_and_how_sure() -> None:
+    class Reader(Recogniser):
+        """Reads the index of the thing from the first pixel; none is visible at 0."""
+
+        def forward(self, frames: Tensor) -> Tensor:
+            logits = torch.full((len(frames), len(THINGS) + len(PLACES)), -6.0)
+            for row, frame in zip(logits, frames, strict=True):
+                if frame[0, 0, 0] > 0:
+                    row[int(frame[0, 0, 0]) - 1] = 6.0
+            logits[:, len(THINGS) + 2] = 6.0
+            return logits
+
+    videos = torch.zeros(3, 4, 3, SIZE, SIZE)
+    videos[0] = 1 + THINGS.index("weapon")
+    videos[2] = 1 + THINGS.index("lamp")
+    videos[2, :2] = 1 + THINGS.index("gore")
+    weapon, empty, torn = judge(Reader(), videos)
+    assert (weapon.subject, weapon.place, weapon.steady) == ("weapon", list(PLACES)[2], 1.0)
+    assert weapon.clear
+    assert weapon.categories == ("weapon",)
+    assert (empty.subject, empty.categories, empty.clear) == (EMPTY, (), True)
+    assert not torn.clear
+    with pytest.raises(LvdError, match="no recogniser at"):
+        load_recogniser(Path("nowhere.safetensors"))
+
+
+def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vizdoom")
+    from diffusers import AnimateDiffPipeline
+
+    arguments = ["--clips", "20", "--recogniser-steps", "2", "--vae-steps", "2"]
+    arguments += ["--image-steps", "2", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", ["scenes_recipe", str(tmp_path), *arguments])
+    scenes_recipe.main()
+    pipe = AnimateDiffPipeline.from_pretrained(tmp_path / "generator", use_safetensors=True)
+    assert isinstance(pipe, AnimateDiffPipeline)
+    video = pipe(
+        ["monster in the stone cell, camera at rest"],
+        num_frames=FRAMES,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        output_type="np",
+    ).frames
+    assert video.shape == (1, FRAMES, SIZE, SIZE, 3)
+    assert (
+        len(judge(load_recogniser(tmp_path / "recogniser.safetensors"), torch.zeros(1, 2, 3, SIZE, SIZE)))
+        == 1
+    )
+    weights = sum(file.stat().st_size for file in (tmp_path / "generator").rglob("*.safetensors"))
+    assert weights < 12_000_000
