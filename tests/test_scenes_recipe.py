@@ -1,6 +1,6 @@
 """The recipe of the scenes' generator: its parts, and all of it, tiny, from a recording to a pipeline."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvd.demo import scenes_recipe
+from lvd.demo import prompt_filter, scenes_measure, scenes_recipe
 from lvd.demo.muon import Muon, orthogonalise
-from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, judge, load_recogniser, targets
-from lvd.demo.scenes import FRAMES, PLACES, SIZE, Scene, all_scenes
+from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, Verdict, judge, load_recogniser, targets
+from lvd.demo.scenes import FRAMES, PLACES, SIZE, SUBJECTS, Scene, all_scenes
 from lvd.demo.scenes_recipe import CHANNELS, Basis, Training
 from lvd.errors import LvdError
+from lvd.latents.format import Sample
 
 
 @pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
@@ -143,3 +144,61 @@ def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
     )
     weights = sum(file.stat().st_size for file in (tmp_path / "generator").rglob("*.safetensors"))
     assert weights < 12_000_000
+
+
+def test_a_measurement_asks_for_every_subject_alike() -> None:
+    scenes = scenes_measure.balanced_scenes(26, seed=0, hinted=True)
+    assert Counter(scene.subject for scene in scenes) == dict.fromkeys(SUBJECTS, 2)
+    assert all(scene.hinted for scene in scenes)
+    assert len({(scene.place, scene.motion) for scene in scenes}) > 5
+
+
+def test_still_videos_are_wholly_coherent_and_noise_is_not() -> None:
+    torch.manual_seed(0)
+    recogniser = Recogniser().eval()
+    noise = torch.randn(2, 4, 3, SIZE, SIZE)
+    still = noise[:, :1].expand(-1, 4, -1, -1, -1)
+    torch.testing.assert_close(scenes_measure.coherence(recogniser, still), torch.ones(2))
+    assert (scenes_measure.coherence(recogniser, noise) < 0.99).all()
+
+
+def test_labels_are_what_was_drawn_and_unclear_ones_are_left_out(tmp_path: Path) -> None:
+    scenes = [Scene(name, "stone cell", "at rest") for name in ("gore", "lamp", "weapon")]
+    seen = [
+        Verdict("lamp", "stone cell", 0.99, 1.0),
+        Verdict("lamp", "stone cell", 0.4, 1.0),
+        Verdict("weapon", "stone cell", 0.99, 1.0),
+    ]
+    assert scenes_measure.write_labelled_prompts(tmp_path / "p.csv", scenes, seen, seed=7) == (1, 1)
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        "prompt,seed,categories",
+        '"gore in the stone cell, camera at rest",7,',
+        '"weapon in the stone cell, camera at rest",9,weapon',
+    ]
+    assert scenes_measure.agreement(scenes, seen) == 2
+    table = [line.split() for line in scenes_measure.subject_table(scenes, seen).splitlines()]
+    assert ["gore", "1", "0", "lamp", "x1"] in table
+    assert ["weapon", "1", "1"] in table
+
+
+def test_filters_of_prompts_miss_what_is_only_hinted_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, encoder = scenes_recipe.build_text()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    samples = [
+        Sample(f"{i:04d}", f"{i:04d}", scene.caption, i, scene.categories, ("train", "test")[i // 2 % 2])
+        for i, scene in enumerate(all_scenes())
+    ]
+    monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples)
+    lines = prompt_filter.report(tmp_path, tmp_path).splitlines()
+    by_name = {line.split(" stop ")[0]: float(line.split(" stop ")[1].split()[0]) for line in lines}
+    assert by_name["unsafe, named: words"] == 1.0
+    assert by_name["unsafe, hinted: words"] == 0.0
+    assert by_name["safe: words"] == 0.0
+    assert by_name["unsafe, named: classifier"] > 0.9
+    assert by_name["unsafe, hinted: classifier"] < 0.5
+    monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples[:4])
+    with pytest.raises(LvdError, match="too few scenes"):
+        prompt_filter.report(tmp_path, tmp_path)
