@@ -144,6 +144,7 @@ def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
     )
     weights = sum(file.stat().st_size for file in (tmp_path / "generator").rglob("*.safetensors"))
     assert weights < 12_000_000
+    assert "Freedoom project" in (tmp_path / "generator" / "FREEDOOM.txt").read_text()  # its licence asks it
 
 
 def test_a_measurement_asks_for_every_subject_alike() -> None:

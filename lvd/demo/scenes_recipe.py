@@ -8,6 +8,7 @@ with more care, to draw what they stand for. Every part resumes from its last sn
 
 import argparse
 import copy
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,6 +30,7 @@ from lvd.demo.recipe import TEXT_WIDTH, build_text_encoder, build_tokenizer
 from lvd.demo.recogniser import Recogniser, load_recogniser, targets, to_float, train_recogniser
 from lvd.demo.scenes import FRAMES, SIZE, Scene, all_scenes, random_scene, record_clips
 
+NOTICE = Path(__file__).with_name("FREEDOOM.txt")  # goes with whatever is made from the clips
 MAX_TOKENS = 20
 PATCH = 8  # pixels of a latent's side
 CHANNELS = 16
@@ -368,6 +370,7 @@ def main() -> None:
     unet.half()
     vae.half()
     pipeline.save_pretrained(args.output / "generator")
+    shutil.copy(NOTICE, args.output / "generator" / NOTICE.name)
     print(f"saved {args.output / 'generator'}", flush=True)
 
 
