@@ -175,10 +175,10 @@ class Evident(Scripted):
         return self.odds[rows, step]
 
 
-def sequential(*policy: Policy, boundary: float = 3.0) -> Sequential:
-    """Sums the log-odds of all six steps; every category has the same boundary."""
-    evidence = Evidence(*np.ones((2, STEPS, 2)), np.zeros((STEPS, 2)))
-    return Sequential(evidence, (boundary, boundary), policy or ("block", "block"), 0.05, "marginal", 99)
+def sequential(*policy: Policy, steps: int = STEPS) -> Sequential:
+    """Sums the log-odds of the first steps; every category has the same boundary."""
+    evidence = Evidence(*np.ones((2, steps, 2)), np.zeros((steps, 2)))
+    return Sequential(evidence, (3.0, 3.0), policy or ("block", "block"), 0.05, "marginal", 99)
 
 
 def guard_by(rule: Sequential, pipe: StubPipeline, odds: np.ndarray) -> Guard:
@@ -224,14 +224,23 @@ def test_a_category_to_flag_is_released_and_marked_unless_one_to_block_crosses_t
     assert is_whole(result.videos[3], whole[3])
 
 
-def test_a_fault_after_a_category_to_flag_crossed_withholds_the_sample() -> None:
-    pipe = StubPipeline()
+@pytest.mark.parametrize("at", [4, 5, "end"])
+def test_a_fault_after_a_category_to_flag_crossed_withholds_the_sample(at: int | str) -> None:
+    """Before the rule's last step, after it, and where the pipeline returns another number of videos."""
+
+    class Miscounting(StubPipeline):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            videos = super().__call__(*args, **kwargs)[0]
+            return (videos.repeat(2, 1, 1, 1, 1),) if at == "end" else (videos,)
+
+    pipe = Miscounting()
     odds = np.zeros((1, STEPS, 2))
     odds[0, 1:, 1] = 2.0
-    guard = guard_by(sequential("block", "flag"), pipe, odds)
-    pipe.disturb = lambda step, latents: latents * torch.nan if step == 4 else latents
+    guard = guard_by(sequential("block", "flag", steps=STEPS - 1), pipe, odds)
+    pipe.disturb = lambda step, latents: latents * torch.nan if step == at else latents
     result = guard(pipe, prompt="one")
     assert (outcomes(result), result.videos) == (["unchecked"], [None])
+    assert not result.decisions[0].released
 
 
 # ---- blocking, on a real pipeline

@@ -280,10 +280,10 @@ class _Watch:
                 part.unflatten(0, (len(self._samples), frames))[blocked] = 0
 
     def fail(self, why: str, rows: Sequence[int] | None = None) -> None:
-        """Leave samples unchecked. What was found unsafe stays so, what was safe does not."""
+        """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
         for row in range(len(self._samples)) if rows is None else rows:
             sample = self._samples[row]
-            if sample.outcome in (None, "safe"):
+            if sample.outcome in (None, "safe") or (sample.outcome == "unsafe" and not sample.tracker.blocks):
                 sample.outcome, sample.why = "unchecked", why
                 sample.step = self._step if self._step >= 0 else None
 
