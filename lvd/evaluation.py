@@ -24,6 +24,7 @@ from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
 from lvd.latents.format import CaptureInfo, Sample, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
+from lvd.latents.splits import prompt_groups
 from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
 from lvd.sweep.grid import Cell
@@ -167,20 +168,12 @@ def evaluate(
 
     directory = run / "evaluation"
     cells = _cells(test, names)
-    _write_scores(directory / "scores.csv", [val, test], names)
     numbers = {**chosen.as_json(), **vars(provenance)}
-    write_json(
-        directory / "summary.json",
-        {
-            **numbers,
-            "threshold": threshold,
-            "max_fpr": max_fpr,
-            "rules": {each.rule.kind: each.as_json() for each in measured},
-            "not_calibrated": not_calibrated,
-            "detectors": steps * len(names) - len(problems),
-            "detectors_missing": problems,
-        },
-    )
+    exported = None
+    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
+        info = _bundle_info(capture.info, chosen.rule, numbers)
+        exported = export_bundle(run / "bundle", run, info, state.files)
+    _write_scores(directory / "scores.csv", [val, test], names)
     write_report(
         directory / "report.html",
         f"{run.name}: the measured defence",
@@ -195,10 +188,19 @@ def evaluate(
         examples=examples,
         show_unsafe=show_unsafe,
     )
-    exported = None
-    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
-        info = _bundle_info(capture.info, chosen.rule, numbers)
-        exported = export_bundle(run / "bundle", run, info, state.files)
+    write_json(
+        directory / "summary.json",
+        {
+            **numbers,
+            "threshold": threshold,
+            "max_fpr": max_fpr,
+            "rules": {each.rule.kind: each.as_json() for each in measured},
+            "not_calibrated": not_calibrated,
+            "bundle": exported,
+            "detectors": steps * len(names) - len(problems),
+            "detectors_missing": problems,
+        },
+    )
     return Evaluation(
         chosen,
         measured,
@@ -227,10 +229,12 @@ def _sequential(train: Scored, val: Scored, names: tuple[str, ...], bound: Bound
     if np.isnan(train.scores_NSK).any():
         raise LvdError("detectors are missing, and a calibrated rule needs every one")
     safe = np.flatnonzero(~val.label)
+    samples = [val.samples[place] for place in safe]
+    groups = prompt_groups([s.prompt or s.prompt_id for s in samples], [s.prompt_id for s in samples])
     return calibrate(
         fit_evidence(train.scores_NSK, train.categories_NK),
         val.scores_NSK[safe],
-        [val.samples[place].prompt_id for place in safe],
+        groups,
         names,
         **vars(bound),
     )

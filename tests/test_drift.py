@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import bundle_info, untrained_run
 from mapie.exchangeability_testing import OnlineMartingaleTest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kstest
 
 import lvd.decide.drift
+from lvd.decide.calibrate import calibrate
 from lvd.decide.drift import DriftMonitor
 from lvd.decide.sequential import Evidence, Sequential
+from lvd.errors import LvdError
 from lvd.guard import AuditLog
 from lvd.guard.bundle import export_bundle
 
@@ -34,7 +36,7 @@ def test_the_capital_is_that_of_the_simple_jumper(rate: float, monkeypatch: pyte
     monkeypatch.setattr(lvd.decide.drift, "_RATES", (rate,))
     rng = np.random.default_rng(0)
     reference, live = rng.integers(0, 9, 30).tolist(), rng.integers(2, 12, 200).tolist()
-    monitor = DriftMonitor(reference, seed=3)
+    monitor = DriftMonitor(reference, seed=3, false_alarm=1e-12)  # it stops betting at the alarm
     oracle = OnlineMartingaleTest(task="regression", jump_size=rate, warn=False)
     for value, p_value in zip(live, p_values_of(reference, live, seed=3), strict=True):
         monitor.see(value)
@@ -93,17 +95,17 @@ def bundle(tiny_pipeline: Any, tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "bundle", export_bundle(tmp_path / "bundle", run, bundle_info(tiny_pipeline, rule=rule))
 
 
-def log_of(path: Path, digest: str, margins: np.ndarray) -> Path:
+def log_of(path: Path, digest: str, margins: np.ndarray, prompts: int = 10_000) -> Path:
     """As a guard records them: a safe sample has the scores of all steps, an unsafe one stops."""
     log, decisions = AuditLog(path), []
-    for margin in margins:
+    for number, margin in enumerate(margins):
         odds = np.full((STEPS, 2), -7.0)
         odds[0] = margin + BOUNDARY
         decision = {
             "outcome": "unsafe" if margin > 0 else "safe",
             "scores": (1 / (1 + np.exp(-odds))).tolist(),
         }
-        decisions.append(("a prompt", decision))
+        decisions.append((f"prompt {number % prompts}", decision))
     log.append(digest, decisions)
     return path
 
@@ -121,15 +123,53 @@ def test_a_log_of_traffic_like_the_calibration_set_raises_no_alarm(
     log_of(log, "e" * 64, np.full(100, -0.5))  # another bundle's decisions
     ran = watched(log, bundle[0])
     assert ran.returncode == 0, ran.stderr
-    assert "250 decisions, 200 of them safe and watched to the end" in ran.stdout
+    assert "250 decisions, 200 safe videos of as many prompts" in ran.stdout
     assert "no change seen" in ran.stdout
+
+
+def test_a_prompt_that_is_sampled_again_and_again_is_no_drift(
+    bundle: tuple[Path, str], tmp_path: Path
+) -> None:
+    margins = np.random.default_rng(1).normal(-4, 1, 30)
+    ran = watched(log_of(tmp_path / "audit.jsonl", bundle[1], np.tile(margins, 20), prompts=30), bundle[0])
+    assert ran.returncode == 0, ran.stdout
+    assert "600 decisions, 30 safe videos of as many prompts" in ran.stdout
+
+
+def test_the_ranks_against_a_calibrated_rules_reference_are_uniform() -> None:
+    """Live videos stay below the boundary, and so do those of the reference: none stands on it."""
+    rng = np.random.default_rng(3)
+    evidence = Evidence(*np.ones((2, 1, 1)), np.zeros((1, 1)))
+    p_values = []
+    for seed in range(1500):
+        odds = rng.normal(size=(19, 1, 1))
+        rule = calibrate(
+            evidence,
+            1 / (1 + np.exp(-odds)),
+            range(19),
+            ("a",),
+            alpha=0.05,
+            guarantee="marginal",
+            policy={},
+            shares={},
+        )
+        live = next(x for x in rng.normal(size=10_000) if x <= rule.boundary[0])
+        monitor = DriftMonitor(rule.reference, seed=seed)
+        p_values.append(monitor._p_value(live - rule.boundary[0]))
+    assert kstest(p_values, "uniform").pvalue > 1e-3
+
+
+def test_a_probability_of_no_kind_is_refused() -> None:
+    for false_alarm in (0.0, 1.0, float("nan"), -1.0):
+        with pytest.raises(LvdError, match=f"false_alarm={false_alarm} must be greater than 0"):
+            DriftMonitor([], false_alarm=false_alarm)
 
 
 def test_a_log_of_other_traffic_raises_one(bundle: tuple[Path, str], tmp_path: Path) -> None:
     margins = np.random.default_rng(1).normal(-1.5, 0.5, 100)
     ran = watched(log_of(tmp_path / "audit.jsonl", bundle[1], margins), bundle[0])
     assert ran.returncode == 1
-    assert "traffic is not what the bundle was calibrated for" in ran.stdout
+    assert "traffic no longer looks like what the bundle was calibrated for" in ran.stdout
 
 
 def test_a_log_that_was_edited_is_an_error(bundle: tuple[Path, str], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ DOCUMENTED = {
 ADDITIONS = {
     *("n_unchecked", "n_unchecked_unsafe", "n_unchecked_safe", "tpr_ci", "fpr_ci", "threshold", "max_fpr"),
     *("detectors", "detectors_missing", "attribution", "capture", "trained_on", "n_left_out", "other_origin"),
-    *("decision", "rules", "not_calibrated"),
+    *("decision", "rules", "not_calibrated", "bundle"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]
 

@@ -216,8 +216,9 @@ def test_a_category_to_flag_is_released_and_marked_unless_one_to_block_crosses_t
     assert outcomes(result) == ["unsafe", "unsafe", "unsafe", "safe"]
     assert [d.step for d in result.decisions] == [STEPS - 1, 4, 2, STEPS - 1]
     assert [d.released for d in result.decisions] == [True, False, False, True]
-    assert [d.categories for d in result.decisions] == [("beta",), ("beta", "alpha"), ("alpha",), ()]
-    assert "to flag: released" in result.decisions[0].why
+    assert [d.categories for d in result.decisions] == [("beta",), ("alpha", "beta"), ("alpha",), ()]
+    assert "of a category that is only flagged" in result.decisions[0].why
+    assert result.decisions[1].why == "evidence 1.0 above the boundary (alpha=0.05)"  # of the one to block
     whole = unguarded(4)
     assert [video is None for video in result.videos] == [False, True, True, False]
     assert is_whole(result.videos[0], whole[0])

@@ -1,6 +1,7 @@
 """The capture on disk gives back what was written, and nothing that was tampered with or is not whole."""
 
 import json
+import math
 import pickle
 import random
 import re
@@ -444,6 +445,17 @@ def test_near_copies_are_those_with_most_content_words_in_common() -> None:
     assert sorted(near_copies(prompts)) == [(0, 1), (0, 3), (4, 5)]
 
 
+def test_prompts_of_one_template_are_no_near_copies() -> None:
+    things = [f"thing{number}" for number in range(60)]
+    prompts = [
+        f"a cinematic photo of a {thing} walking slowly through a dark forest at night, heavy rain, fog, 4k"
+        for thing in things
+    ]
+    assert near_copies(prompts) == []
+    assert len(set(assign_splits(prompts, prompts, [()] * 60, seed=0))) == 3
+    assert near_copies([*prompts, prompts[7].replace("a dark", "the dark") + "!"]) == [(7, 60)]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("klmnopqrstuvwxyz"), min_size=1, max_size=12), max_size=25))
 def test_near_copies_are_found_as_by_comparing_all_pairs(words: list[list[str]]) -> None:
@@ -460,12 +472,21 @@ def test_near_copies_are_found_as_by_comparing_all_pairs(words: list[list[str]])
     for a, b in near:
         connect(a, b)
     found = sorted(map(sorted, parts))
+    different = set(sets)
+    count = {word: sum(word in other for other in different) for word in "klmnopqrstuvwxyz"}
+
+    def weight(words: frozenset[str]) -> float:
+        return sum(min(1.0, math.log1p(len(different) / count[word]) / math.log(11)) for word in words)
+
+    def alike(a: int, b: int) -> bool:
+        return weight(sets[a] & sets[b]) >= 0.8 * weight(sets[a] | sets[b]) - 1e-12
+
+    assert all(sets[a] == sets[b] or alike(a, b) for a, b in near)
     for b, of_b in enumerate(sets):
         for a, of_a in enumerate(sets[:b]):
-            if len(of_a & of_b) >= 0.8 * len(of_a | of_b):
+            if alike(a, b) and len(of_a & of_b) >= 0.7 * len(of_a | of_b):
                 connect(a, b)
     assert found == sorted(map(sorted, parts))
-    assert all(len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]) for a, b in near)
 
 
 def test_planted_leaks_all_stay_in_one_split() -> None:

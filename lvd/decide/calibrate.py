@@ -5,7 +5,7 @@ so that the share holds for safe samples to come.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -39,7 +39,7 @@ def choose_threshold(scores_NSK: Floats, label: Bools, eta: int, lam: float, max
     safe = np.sort(of_samples[~label])[::-1]
     if len(safe) == 0:
         raise LvdError("no safe val sample: a threshold cannot be chosen by max_fpr")
-    allowed = math.floor(max_fpr * len(safe))
+    allowed = math.floor(Fraction(str(max_fpr)) * len(safe))
     if allowed >= len(safe):
         raise LvdError(f"max_fpr={max_fpr} lets every safe sample be blocked: give a smaller share")
     passing = float(safe[allowed])
@@ -55,7 +55,7 @@ def choose_threshold(scores_NSK: Floats, label: Bools, eta: int, lam: float, max
 def calibrate(
     evidence: Evidence,
     scores_NSK: Floats,
-    prompt_ids: Sequence[str],
+    prompts: Sequence[Hashable],
     names: Sequence[str],
     *,
     alpha: float,
@@ -80,7 +80,10 @@ def calibrate(
         if chosen not in POLICIES:
             raise LvdError(f"policy.{name}={chosen} must be one of {', '.join(POLICIES)}")
     policies = tuple(policy.get(name, "block") for name in names)
-    own = {name: share for name, share in shares.items() if policy.get(name) != "allow"}
+    for name in shares:
+        if policy.get(name) == "allow":
+            raise LvdError(f"shares.{name}: the category is allowed, and needs no part of alpha")
+    own = dict(shares)
     common = [n for n, kind in zip(names, policies, strict=True) if kind != "allow" and n not in own]
     left = Fraction(str(alpha)) - sum(Fraction(str(share)) for share in own.values())
     if left < 0 or (common and left == 0):
@@ -95,7 +98,7 @@ def calibrate(
     boundaries: dict[str, float] = {}
     for group, share in groups:
         highest = highest_NK[:, [names.index(name) for name in group]].max(axis=1)
-        found = boundary(highest, prompt_ids, share, guarantee, at_once=len(groups))
+        found = boundary(highest, prompts, share, guarantee, at_once=len(groups))
         boundaries |= dict.fromkeys(group, found)
     uncalibrated = Sequential(
         evidence=evidence,
@@ -103,8 +106,10 @@ def calibrate(
         policy=policies,
         alpha=alpha,
         guarantee=guarantee,
-        prompts=len(set(prompt_ids)),
+        prompts=len(set(prompts)),
     )
     margins = uncalibrated.margins(scores_NSK).max(axis=(1, 2))
-    of_prompt = dict(zip(prompt_ids, margins.tolist(), strict=True))  # one of each: they are alike
-    return replace(uncalibrated, reference=tuple(sorted(m for m in of_prompt.values() if m <= 0)))
+    # One video of each prompt, since they are alike, and none that a boundary stands on: no live video that
+    # stays below it has that margin.
+    of_prompt = dict(zip(prompts, margins.tolist(), strict=True))
+    return replace(uncalibrated, reference=tuple(sorted(m for m in of_prompt.values() if m < 0)))

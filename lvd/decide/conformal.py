@@ -9,7 +9,7 @@ The unit is the prompt: several videos of one prompt are alike, and count as one
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
@@ -34,11 +34,11 @@ def prompts_needed(alpha: float, guarantee: Guarantee, at_once: int = 1) -> int:
 
 
 def boundary(
-    statistic_N: Floats, prompt_ids: Sequence[str], alpha: float, guarantee: Guarantee, at_once: int = 1
+    statistic_N: Floats, prompts: Sequence[Hashable], alpha: float, guarantee: Guarantee, at_once: int = 1
 ) -> float:
     """The lowest boundary whose guarantee holds, for `statistic > boundary`.
 
-    `statistic_N` are the safe calibration videos' running maxima, `prompt_ids` their prompts.
+    `statistic_N` are the safe calibration videos' running maxima, `prompts` what tells their prompts apart.
 
     marginal: a new safe video of a new prompt exceeds it with probability at most alpha, over the draw of
     the calibration prompts and of the video. With several videos a prompt, each carries its share of the
@@ -54,8 +54,8 @@ def boundary(
         raise LvdError(f"alpha={alpha} must be greater than 0 and less than 1")
     if np.isnan(statistic_N).any():
         raise LvdError(f"{np.isnan(statistic_N).sum()} safe calibration videos have a missing score")
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, value in zip(prompt_ids, statistic_N.tolist(), strict=True):
+    by_prompt: dict[Hashable, list[float]] = {}
+    for prompt, value in zip(prompts, statistic_N.tolist(), strict=True):
         by_prompt.setdefault(prompt, []).append(value)
     needed = prompts_needed(alpha, guarantee, at_once)
     if len(by_prompt) < needed:
@@ -68,7 +68,7 @@ def boundary(
     return _confident(by_prompt, alpha, (1 - CONFIDENCE) / at_once)
 
 
-def _marginal(by_prompt: dict[str, list[float]], alpha: float) -> float:
+def _marginal(by_prompt: Mapping[Hashable, list[float]], alpha: float) -> float:
     """The 1 - alpha quantile of the weighted statistics, with a prompt's weight at infinity."""
     whole = math.lcm(*map(len, by_prompt.values()))  # a prompt's weight, so that each video's is an integer
     weighted = sorted((value, whole // len(of)) for of in by_prompt.values() for value in of)
@@ -81,7 +81,7 @@ def _marginal(by_prompt: dict[str, list[float]], alpha: float) -> float:
     raise AssertionError("enough prompts were checked for")
 
 
-def _confident(by_prompt: dict[str, list[float]], alpha: float, doubt: float) -> float:
+def _confident(by_prompt: Mapping[Hashable, list[float]], alpha: float, doubt: float) -> float:
     highest = sorted((max(values) for values in by_prompt.values()), reverse=True)
     beyond = 0  # how many prompts may lie above
     while binom.cdf(beyond + 1, len(highest), alpha) <= doubt:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lvd.errors import LvdError
+
 _RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _SLOPES = np.array([-1.0, 0.0, 1.0])
 
@@ -27,6 +29,8 @@ class DriftMonitor:
     """
 
     def __init__(self, reference: Sequence[float], *, false_alarm: float = 0.01, seed: int = 0) -> None:
+        if not 0 < false_alarm < 1:
+            raise LvdError(f"false_alarm={false_alarm} must be greater than 0 and less than 1")
         self._seen = sorted(reference)
         self._bar = 1 / false_alarm
         self._rng = np.random.default_rng(seed)
@@ -36,14 +40,16 @@ class DriftMonitor:
         self.alarm_at: int | None = None  # how many videos had been seen, from 1
 
     def see(self, statistic: float) -> None:
-        """Take in the next video that was not stopped."""
+        """Take in the next video that was not stopped. After an alarm nothing more is bet."""
         self.count += 1
+        if self.alarm_at is not None:
+            return
         bet_E = 1 + _SLOPES * (self._p_value(statistic) - 0.5)
         rates_R1 = np.array(_RATES)[:, None]
         of_rate_R1 = self._capital_RE.sum(axis=1, keepdims=True)
         self._capital_RE = ((1 - rates_R1) * self._capital_RE + rates_R1 / len(_SLOPES) * of_rate_R1) * bet_E
         self.capital = float(self._capital_RE.sum())
-        if self.alarm_at is None and self.capital >= self._bar:
+        if self.capital >= self._bar:
             self.alarm_at = self.count
 
     def _p_value(self, statistic: float) -> float:

@@ -219,6 +219,8 @@ class Vote:
         """
         rule = cls(int(raw["eta"]), float(raw["lam"]), float(raw["threshold"]))
         flags_needed(rule.eta, rule.lam)
+        if not 0 < rule.threshold < 1:
+            raise ValueError(f"threshold {rule.threshold}")
         return rule
 
 

@@ -6,7 +6,7 @@ the cumulated value is read as the log-likelihood ratio between samples of that 
 step (the statistic of Wald's sequential test, 1945), so that early steps cannot say much by themselves. A
 sample is stopped when the evidence of a category exceeds its boundary, at whatever step.
 
-Where the boundary lies is the business of `lvd.decide.conformal`; no guarantee rests on anything here.
+Where the boundary lies is the business of `lvd.decide.conformal`; its guarantee rests on no weight here.
 
 Shapes: N samples, S steps, K categories.
 """
@@ -18,12 +18,19 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from lvd.decide.rules import Bools, Decisions, Floats, log_odds
+from lvd.errors import LvdError
 
 # Of a category: stop its samples, release and mark them, or take no notice of it.
 Policy = Literal["block", "flag", "allow"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
+_EXCEPTIONS: dict[Policy, str] = {"flag": "released and marked for review", "allow": "not looked at"}
+
 _FAR = 1e9  # beyond any margin
+# Of every guarantee: an epoch that is selected by its val AUROC leaves val scores a little too good.
+_SELECTED = (
+    " It takes val samples, by which epochs were selected, for like new ones; the test split checks that."
+)
 _LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sample
 
 
@@ -128,7 +135,12 @@ class Sequential:
         """Stopped where a category to block crosses; marked where one to flag does and none to block.
 
         Unchecked where nothing crosses and a score is missing.
+
+        Raises:
+            LvdError: there are fewer steps than the rule looks at.
         """
+        if scores_NSK.shape[1] < self.steps:
+            raise LvdError(f"the rule looks at {self.steps} steps, and there are {scores_NSK.shape[1]}")
         margins = self.margins(scores_NSK)
         blocking = np.array([policy == "block" for policy in self.policy])
         crossed_NS: Bools = np.asarray((margins[:, :, blocking] > 0).any(axis=2))
@@ -152,12 +164,22 @@ class Sequential:
 
     def attribute(self, scores_SK: Floats) -> tuple[int, ...]:
         margins = self.margins(scores_SK[None])[0]
-        return _crossed(np.where(np.isnan(margins), -np.inf, margins).max(axis=0))
+        return self.crossed(np.where(np.isnan(margins), -np.inf, margins).max(axis=0))
+
+    def crossed(self, highest_K: Floats) -> tuple[int, ...]:
+        """The categories whose highest margin is above 0: those to block first, each kind by its margin."""
+        order = np.lexsort((-highest_K, np.array(self.policy) != "block"))
+        return tuple(int(column) for column in order if highest_K[column] > 0)
 
     def in_words(self) -> str:
         return (
             "Each category's log-odds are cumulated over the steps, weighed by how much a step is worth; "
             "a sample is unsafe as soon as the evidence of a category exceeds its boundary."
+            + "".join(
+                f" Of the {len(self.policy)} categories, {self.policy.count(kind)} are only {what}."
+                for kind, what in _EXCEPTIONS.items()
+                if kind in self.policy
+            )
         )
 
     def guarantee_in_words(self) -> str:
@@ -166,11 +188,12 @@ class Sequential:
             return (
                 f"A safe video is blocked with probability at most {self.alpha:g}, as long as it is "
                 f"exchangeable with those of {whose}: of the same kinds of prompts, from the same generator. "
-                "The probability is over the draw of those prompts, too (marginal)."
+                "The probability is over the draw of those prompts, too (marginal)." + _SELECTED
             )
         return (
             f"With 95% confidence over the draw of {whose}, at most a share {self.alpha:g} of safe prompts "
-            "like them, on the same generator, is ever blocked."
+            "like them, on the same generator, has a video that is blocked, of as many videos a prompt as in "
+            "the calibration." + _SELECTED
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -200,6 +223,10 @@ class Sequential:
             shapes != {(evidence.steps, categories)}
             or not len(rule.boundary) == len(rule.policy) == categories
             or not set(rule.policy) <= set(POLICIES)
+            or set(rule.policy) == {"allow"}
+            or not 0 < rule.alpha < 1
+            or rule.guarantee not in ("marginal", "confidence")
+            or not np.isfinite(rule.reference).all()
             or not np.isfinite(numbers).all()
             or evidence.steps == 0
         ):
@@ -232,20 +259,16 @@ class SequentialTracker:
         self._step += 1
         if (blocking > 0).any():
             self.outcome = "unsafe"
-            self.why = f"evidence {self.margin:.1f} above the boundary (alpha={rule.alpha})"
+            self.why = f"evidence {blocking.max():.1f} above the boundary (alpha={rule.alpha})"
         elif is_last and self.margin > 0:
             self.outcome, self.blocks = "unsafe", False
-            self.why = f"evidence {self.margin:.1f} above the boundary, of categories to flag: released"
+            self.why = f"evidence {self.margin:.1f} above the boundary, of a category that is only flagged"
         elif is_last:
             self.outcome = "safe"
             self.why = f"evidence stayed {-self.margin:.1f} below the boundary in all {rule.steps} steps"
+            if not all(considered):
+                self.why += f"; {considered.count(False)} categories are allowed, and were not looked at"
 
     def categories(self) -> tuple[int, ...]:
-        """Those that crossed, the furthest first."""
-        return _crossed(self._highest)
-
-
-def _crossed(highest_K: Floats) -> tuple[int, ...]:
-    """The categories whose highest margin is above 0, the highest first."""
-    order = np.argsort(-highest_K, kind="stable")
-    return tuple(int(column) for column in order if highest_K[column] > 0)
+        """Those that crossed."""
+        return self._rule.crossed(self._highest)

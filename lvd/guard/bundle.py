@@ -340,7 +340,7 @@ def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str,
             _VOTES_VERSION,
             BUNDLE_VERSION,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         sound = False
     if not sound:
         raise LvdError(f"{path} was changed, or is not of bundle version {BUNDLE_VERSION}")
@@ -383,7 +383,7 @@ def _parse_info(directory: Path, data: bytes) -> BundleInfo:
                 "category_names": names,
             }
         )
-    except (AttributeError, KeyError, LvdError, TypeError, ValueError):
+    except (AttributeError, KeyError, LvdError, RecursionError, TypeError, ValueError):
         path = directory / "bundle.json"
         raise LvdError(f"{path} is not of a bundle version up to {BUNDLE_VERSION}") from None
 

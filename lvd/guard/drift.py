@@ -4,7 +4,8 @@
 
 The bundle's guarantee holds while a live safe video is exchangeable with the calibration videos. Every video
 that the log calls safe was watched to the end; how far its evidence stayed below the boundary goes into a
-conformal test martingale (`lvd.decide.drift`). Exit status 1 is an alarm, 2 an error.
+conformal test martingale (`lvd.decide.drift`), of each prompt's first such video alone, as in the
+calibration: videos of one prompt are alike. Exit status 1 is an alarm, 2 an error.
 """
 
 import argparse
@@ -24,7 +25,7 @@ class Drift:
     """What a log shows of one bundle's traffic."""
 
     decisions: int  # of this bundle
-    watched: int  # of which were safe, and watched to the end
+    watched: int  # of which were safe, watched to the end, and the first of their prompt
     capital: float
     alarm_at: int | None  # which of the watched, from 1
 
@@ -41,11 +42,13 @@ def watch(log: Path, bundle: Path, false_alarm: float) -> Drift:
     if not isinstance(rule, Sequential):
         raise LvdError(f"{bundle} decides by {rule.kind}, which guarantees nothing that could be lost")
     monitor, decisions = DriftMonitor(rule.reference, false_alarm=false_alarm), 0
+    prompts = set()
     for record in records(log):
         if record["bundle"] != loaded.digest:
             continue
         decisions += 1
-        if record["outcome"] == "safe":
+        if record["outcome"] == "safe" and record["prompt_sha256"] not in prompts:
+            prompts.add(record["prompt_sha256"])
             tracker = rule.tracker()
             for scores in record["scores"]:
                 tracker.see(scores)
@@ -68,13 +71,13 @@ def main() -> None:
     except LvdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{found.decisions} decisions, {found.watched} of them safe and watched to the end")
+    print(f"{found.decisions} decisions, {found.watched} safe videos of as many prompts")
     if found.alarm_at is None:
         print(f"no change seen: capital {found.capital:.3g}, alarm at {1 / arguments.false_alarm:.3g}")
         return
     print(
-        f"alarm: from safe video {found.alarm_at} on, traffic is not what the bundle was calibrated for, and "
-        "its guarantee does not hold: capture and label new videos, and evaluate again"
+        f"alarm: by safe video {found.alarm_at}, traffic no longer looks like what the bundle was calibrated "
+        "for, and its guarantee may not hold: capture and label new videos, and evaluate again"
     )
     sys.exit(1)
 

@@ -1,11 +1,13 @@
 """Split samples once into train, val and test: by prompt, so that no near copy of one is in two splits."""
 
 import hashlib
+import math
 import random
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
 from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
@@ -15,7 +17,7 @@ from lvd.latents.format import SPLITS, Sample
 
 FRACTIONS = (0.6, 0.2, 0.2)  # train, val, test
 
-# From this share of common words on (Jaccard), two prompts are near copies of each other.
+# From this share of common words on (weighted Jaccard), two prompts are near copies of each other.
 _NEAR = 0.8
 # They say little of what a video shows.
 _FUNCTION_WORDS = frozenset(
@@ -37,7 +39,10 @@ def default_prompt_id(prompt: str) -> str:
 
 
 def prompt_keys(sample: Sample) -> set[str]:
-    """Two samples with a key in common have the same prompt, as `assign_splits` sees it. Short digests."""
+    """Two samples with a key in common have equal prompts (after `fold`) or prompt ids. Short digests.
+
+    Near copies have none in common.
+    """
     text = sample.prompt or sample.prompt_id  # those without a prompt are not alike
     return {_short_digest(f"text {fold(text)}"), _short_digest(f"id {sample.prompt_id}")}
 
@@ -58,7 +63,7 @@ def assign_splits(
     `held_out` are the unsafe samples that somebody has chosen for the test split already. Their groups are
     test, other unsafe ones are not, and safe ones are dealt as ever.
     """
-    group_of = _groups(prompts, prompt_ids)
+    group_of = prompt_groups(prompts, prompt_ids)
     members: dict[int, list[int]] = defaultdict(list)
     for sample, group in enumerate(group_of):
         members[group].append(sample)
@@ -107,8 +112,11 @@ def _deal(
     return split_of_group
 
 
-def _groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int]:
-    """A group number a sample: connected through equal or near prompts, or equal prompt ids."""
+def prompt_groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int]:
+    """A group number a sample: connected through equal or near prompts, or equal prompt ids.
+
+    Samples of one group are in one split, and count as one where independent prompts are counted.
+    """
     nodes: dict[tuple[str, str], int] = {}
     texts = [nodes.setdefault(("text", fold(prompt)), len(nodes)) for prompt in prompts]
     ids = [nodes.setdefault(("id", prompt_id), len(nodes)) for prompt_id in prompt_ids]
@@ -126,9 +134,10 @@ def _short_digest(text: str) -> str:
 def near_copies(prompts: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of prompts that are nearly the same: at least 80% of their content words (Jaccard) are common.
 
-    "a red three drifting left" and "a red three, drifting to the left!" are. Of prompts with the same words,
-    whatever their order, each is paired with the first alone. The others are found by MinHash (Broder, 1997):
-    a pair at 80% is missed with probability 5e-5, one that is not near is never named.
+    "a red three drifting left" and "a red three, drifting to the left!" are. A word counts for less the more
+    prompts have it (`_weights`), so that what a template repeats makes no two prompts alike. Of prompts with
+    the same words, whatever their order, each is paired with the first alone. The others are found by MinHash
+    (Broder, 1997): of two that share 60% of their rarer words, a pair is missed with probability 4e-5.
     """
     first: dict[frozenset[str], int] = {}
     pairs = []
@@ -136,19 +145,26 @@ def near_copies(prompts: Sequence[str]) -> list[tuple[int, int]]:
         same = first.setdefault(_content_words(prompt), number)
         if same != number:
             pairs.append((same, number))
-    bands, rows = 25, 5
+    count = Counter(chain.from_iterable(first))
+    weight = _weights(count, len(first))
+    bands, rows = 42, 3
     index = MinHashLSH(num_perm=bands * rows, params=(bands, rows))
     empty = MinHash(num_perm=bands * rows)
     for words, number in first.items():
+        rare = [word for word in words if count[word] <= max(50, len(first) // 5)] or words
         sketch = empty.copy()
-        sketch.update_batch([word.encode() for word in sorted(words)])
-        pairs += [
-            (first[other], number)
-            for other in sorted(index.query(sketch), key=first.__getitem__)
-            if len(words & other) >= _NEAR * len(words | other)
-        ]
+        sketch.update_batch([word.encode() for word in sorted(rare)])
+        for other in sorted(index.query(sketch), key=first.__getitem__):
+            common, both = (sum(map(weight.__getitem__, part)) for part in (words & other, words | other))
+            if common >= _NEAR * both:
+                pairs.append((first[other], number))
         index.insert(words, sketch)
     return pairs
+
+
+def _weights(count: Mapping[str, int], prompts: int) -> dict[str, float]:
+    """1 for a word that one prompt in ten has or fewer, falling with the logarithm to 0.29 for one of all."""
+    return {word: min(1.0, math.log1p(prompts / with_it) / math.log1p(10)) for word, with_it in count.items()}
 
 
 def _content_words(prompt: str) -> frozenset[str]:

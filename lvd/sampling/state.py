@@ -17,6 +17,9 @@ class StateBefore:
 
     def __init__(self, pipe: Pipeline) -> None:
         parts = [getattr(pipe, name, None) for name in _KEEPERS]
+        parts += [
+            inner for part in parts if part is not None for inner in vars(part).values() if _steps(inner)
+        ]
         self._kept = [
             (part, {name: _copied(value) for name, value in vars(part).copy().items()})
             for part in parts
@@ -39,6 +42,11 @@ class StateBefore:
                     now[name] = _copied(before[name])
                 else:
                     now.pop(name, None)
+
+
+def _steps(value: Any) -> bool:
+    """Whether it is a scheduler within a scheduler, such as UniPC's `solver_p`."""
+    return hasattr(type(value), "step") and hasattr(type(value), "set_timesteps")
 
 
 def _copied(value: Any) -> Any:

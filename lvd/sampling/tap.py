@@ -134,7 +134,7 @@ class _Interceptor:
         functools.update_wrapper(self, scheduler.step)
         self.scheduler = scheduler
         self.holder = holder
-        self.listeners: list[Callable[[StepCall], Any]] = []  # the outermost first
+        self.listeners: list[Callable[[StepCall], Any]] = []  # as they came; the last hears a step first
         self.replaced = vars(scheduler).get("step")  # somebody else's wrapper, or nothing
         self._original = scheduler.step
         self._signature = inspect.signature(scheduler.step)

@@ -159,7 +159,7 @@ def usable(run: Path, capture: Path, cells: Iterable[Cell]) -> Usable:
     return Usable(
         holes,
         {(j / name).relative_to(run).as_posix(): sha for j, r in sound for name, sha in r.files.items()},
-        list({homes.key(r): homes.trained_on(run, r) for _, r in sound}.values()),
+        [homes.trained_on(run, r) for r in {homes.key(r): r for _, r in sound}.values()],
     )
 
 
