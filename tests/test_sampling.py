@@ -31,6 +31,7 @@ from lvd.errors import LvdError
 from lvd.guard import Guard, GuardResult
 from lvd.guard.bundle import Bundle
 from lvd.sampling.layout import to_BCFHW
+from lvd.sampling.state import StateBefore
 from lvd.sampling.tap import StepCall, intercept_step, tap_x0
 from lvd.sampling.x0 import predict_x0, step_timesteps, supported
 
@@ -696,3 +697,17 @@ def test_after_a_call_with_a_blocked_sample_a_scheduler_holds_nothing_of_it(case
     held = copy.deepcopy(tensors_in(vars(pipe.scheduler)))
     under_guard(pipe, 1)
     assert same(held, tensors_in(vars(pipe.scheduler)))  # those of the call before, and untouched
+
+
+def test_a_scheduler_within_a_scheduler_keeps_nothing_either() -> None:
+    """UniPC's `solver_p` has multistep outputs of its own."""
+    inner = diffusers.DPMSolverMultistepScheduler()
+    scheduler = diffusers.UniPCMultistepScheduler(solver_p=inner)
+    before = StateBefore(SimpleNamespace(scheduler=scheduler))
+    scheduler.set_timesteps(STEPS)
+    x_t = noise(0)
+    for timestep in scheduler.timesteps[:3]:
+        x_t = scheduler.step(noise(1), timestep, x_t).prev_sample
+    assert any(isinstance(kept, Tensor) for kept in inner.model_outputs)
+    before.give_back()
+    assert not any(isinstance(kept, Tensor) for kept in (*inner.model_outputs, *scheduler.model_outputs))
