@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
+from lvd.decide.rules import Vote
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
 from lvd.guard.guard import Guard
@@ -58,9 +59,7 @@ def bundle_info(pipe: BarePipeline) -> BundleInfo:
     """With eta=50 and lam=1 all steps are checked, and the last one decides."""
     return BundleInfo(
         format_version=BUNDLE_VERSION,
-        eta=STEPS,
-        lam=1.0,
-        threshold=0.5,
+        rule=Vote(STEPS, 1.0, 0.5),
         category_names=CATEGORIES,
         pipeline="",
         revision=None,
