@@ -19,6 +19,7 @@ from lvd.capture.inputs import load_inputs
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source, load_pipeline
+from lvd.decide.rules import Vote
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.guard import Guard, GuardResult
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
@@ -145,9 +146,9 @@ def random_bundle(info: CaptureInfo, threshold: float) -> Bundle:
         nn.init.normal_(head.output.weight)
     fields = {field.name for field in dataclasses.fields(BundleInfo)}
     shared = {name: value for name, value in vars(info).items() if name in fields}
-    rule = {"format_version": BUNDLE_VERSION, "eta": ETA, "lam": 0.5, "threshold": threshold, "measured": {}}
+    own = {"format_version": BUNDLE_VERSION, "rule": Vote(ETA, 0.5, threshold), "measured": {}}
     detectors = Detectors(trunk, [StepDetectors(of_step) for of_step in heads]).eval().requires_grad_(False)
-    return Bundle(BundleInfo(**{**shared, **rule}), "d" * 64, detectors)
+    return Bundle(BundleInfo(**{**shared, **own}), "d" * 64, detectors)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source, load_pipeline
 from lvd.config import CaptureConfig, typed
+from lvd.decide.rules import Vote
 from lvd.detect.network import EncoderConfig, NetworkDetector, save_detector
 from lvd.errors import LvdError
 from lvd.guard import Guard
@@ -199,7 +200,7 @@ def export_bundle_of(info: CaptureInfo, directory: Path) -> Path:
     encoder = EncoderConfig(info.latent_shape, width=8, layers=1, heads=1, patch=2, tubelet=1)
     for name in ("alpha", "beta"):
         save_detector(directory / "run" / name / "step_00" / "detector", NetworkDetector(encoder), {}, None)
-    made_for = replace(random_bundle(info, 0.5).info, eta=1, measured=MEASURED)
+    made_for = replace(random_bundle(info, 0.5).info, rule=Vote(1, 0.5, 0.5), measured=MEASURED)
     export_bundle(directory / "bundle", directory / "run", made_for)
     return directory / "bundle"
 
