@@ -201,6 +201,14 @@ def test_verify_names_every_damaged_file_of_a_run_and_its_bundles(
         assert words in ran.out
 
 
+def test_verify_finds_a_pointer_to_no_bundle(train: Shell, captured: Path, swept: Path) -> None:
+    (swept / "bundle").unlink(missing_ok=True)
+    (swept / "bundle").symlink_to("bundles/000000000000")
+    ran = train("name=tiny", "verify=true")
+    assert ran.code == 1
+    assert "bundle points to a bundle that is not there: bundles/000000000000" in ran.out
+
+
 def test_verify_of_no_run_is_one_sentence(train: Shell) -> None:
     assert is_one_sentence(train("name=tiny", "verify=true"), "no run at runs/tiny")
 

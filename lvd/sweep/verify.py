@@ -45,6 +45,9 @@ def verify_run(run: Path) -> Verified:
         else:
             if not digest.startswith(directory.name.partition("_")[0]):
                 findings.append(f"bundle {directory} has the digest {digest}: it was changed")
+    pointer = run / "bundle"
+    if pointer.is_symlink() and not pointer.exists():
+        findings.append(f"{pointer} points to a bundle that is not there: {pointer.readlink()}")
     return Verified(findings, unknown, read)
 
 
