@@ -104,6 +104,14 @@ def test_the_last_of_an_axis_counts() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["0..99999999999999999999", "range(10000000000000000)", "9" * 5000])
+def test_a_number_of_any_length_is_a_sentence(train: Shell, captured: Path, value: str) -> None:
+    ran = train("-m", "category=0", f"step={value}", *TINY)
+    assert ran.code == 1
+    assert "has a number of sixteen digits or more" in ran.err or "the capture has no step" in ran.err
+    assert "Traceback" not in ran.err
+
+
 @pytest.mark.parametrize("step", ["step=0..999999999", "step=range(1000000000)"])
 def test_a_range_is_never_written_out_beyond_the_capture(step: str, train: Shell, captured: Path) -> None:
     tracemalloc.start()

@@ -154,8 +154,8 @@ def _outside(numbers: range, count: int) -> list[str]:
 
 
 def _part(typed: str, text: str) -> Part:
-    if re.search(r"\d{10}", text):  # more than there are jobs in the world
-        raise LvdError(f"{typed[:40]} has a number of ten digits or more")
+    if re.search(r"\d{16}", text):  # more than there are jobs in the world
+        raise LvdError(f"{typed[:40]} has a number of sixteen digits or more")
     try:
         if match := re.fullmatch(r"range\((.*)\)", text):
             values = range(*(int(number) for number in match[1].split(",")))
