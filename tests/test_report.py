@@ -273,7 +273,7 @@ def test_the_trade_off_marks_each_rule_with_its_intervals_and_the_guarantee() ->
     assert np.allclose([*point.error_y.arrayminus, *point.error_y.array], [0.3, 0.1])
     assert [trace.showlegend for trace in (curve, point, in_legend)] == [False, False, True]
     assert figure.layout.shapes[0].x0 == 0.05
-    assert figure.layout.annotations[0].text == "vote: at most 5%"
+    assert figure.layout.annotations[0].text == "vote: alpha 5%"
     assert figure.layout.xaxis.range[1] >= 0.3
     assert figure.layout.yaxis.range[0] <= 0.5  # the whole interval is seen
 

@@ -74,8 +74,8 @@ def write_report(
                 "Test split. The large points are the rules, with their 95% intervals; they were set without "
                 "the test split. The curves show what the vote would do at other thresholds"
                 + (
-                    ", and the sequential rule with all its boundaries shifted; the dotted line is the share "
-                    "of safe samples that it guarantees not to exceed"
+                    ", and the sequential rule with all its boundaries shifted; the dotted line is its "
+                    "alpha, the probability that is guaranteed, which one split may exceed"
                     if len(rules) > 1
                     else ""
                 )

@@ -173,7 +173,7 @@ def trade_off(curves: pd.DataFrame, rules: pd.DataFrame) -> go.Figure:
             rule["alpha"],
             line={"color": f"rgb({SAFE})", "dash": "dot", "width": 2},
             annotation={
-                "text": f"{rule['rule']}: at most {100 * rule['alpha']:g}%",
+                "text": f"{rule['rule']}: alpha {100 * rule['alpha']:g}%",
                 "textangle": -90,
                 "xanchor": "left",
             },
