@@ -17,13 +17,14 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
     from lvd.capture.uvd import import_uvd
-    from lvd.report.tables import print_labels, print_verified
+    from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
     with sentences():
         config = typed(cfg, CaptureConfig)
         directory = Path(config.captures) / config.name
         prompts, safe_prompts = config.prompts_file(), config.safe_prompts_file()
+        alpha: dict[str, float | None] = {}
         if config.source == "uvd":
             import_uvd(
                 config.pipeline.source(),
@@ -37,11 +38,10 @@ def capture(cfg: DictConfig) -> None:
         else:
             if prompts is not None:
                 source = config.pipeline.source()
-                samples, labelled = read_prompts(prompts, source.category_names, config.seed, safe_prompts)
+                samples = read_prompts(prompts, source.category_names, config.seed, safe_prompts)
                 record(
                     source,
                     samples,
-                    labelled,
                     directory,
                     batch_size=config.batch_size,
                     preview=config.preview,
@@ -51,11 +51,14 @@ def capture(cfg: DictConfig) -> None:
                     folder=prompts.path.parent,
                 )
             if config.labels is not None:
-                label(directory, Path(config.labels), config.seed)
+                labels = Path(config.labels)
+                found = label(directory, labels, config.seed, config.unnamed, config.agreement)
+                print_labelling(labels, found)
+                alpha = found.alpha
         if config.verify:
             print_verified(directory)
         elif config.worker is None:
-            print_labels(directory)
+            print_labels(directory, alpha)
 
 
 def main() -> None:

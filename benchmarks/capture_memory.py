@@ -37,7 +37,7 @@ def peak_megabytes(videos: int) -> float:
     source = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
     samples = [Sample(f"s{i}", str(i), f"prompt {i}", i, (), "train") for i in range(videos)]
     with tempfile.TemporaryDirectory() as folder:
-        recorder.record(source, samples, True, Path(folder) / "capture", batch_size=10, preview=False)
+        recorder.record(source, samples, Path(folder) / "capture", batch_size=10, preview=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -39,7 +39,6 @@ def write_capture(directory: Path) -> None:
         latent_shape=SHAPE,
         dtype="float16",
         category_names=("unsafe",),
-        labelled=True,
         versions={},
     )
     writer.begin(directory, info, samples)

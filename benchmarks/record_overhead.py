@@ -72,7 +72,7 @@ def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float,
     writer.finish = timed_finish
     samples = [Sample(f"s{i:03d}", str(i), f"prompt {i}", i, (), "train") for i in range(BATCHES * batch)]
     started, worked = time.perf_counter(), time.thread_time()
-    recorder.record(SOURCE, samples, True, directory, batch_size=batch, preview=False)
+    recorder.record(SOURCE, samples, directory, batch_size=batch, preview=False)
     total, work = time.perf_counter() - started, time.thread_time() - worked
     writer.finish = finish
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
 
 
 _CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
-# No categories: what is in none, and folders of a run.
-_RESERVED = ("safe", "trunk", "evaluation", "bundle", "bundles")
+# No categories: how files write what has none, and folders of a run.
+_RESERVED = ("safe", "unlabelled", "trunk", "evaluation", "bundle", "bundles")
 _LAYOUTS = ("BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C")  # of lvd.sampling.layout, without its torch
 
 
@@ -131,6 +131,10 @@ class CaptureConfig:
     labels: str | None = (
         None  # sets the categories of an existing capture; source=uvd: which videos are unsafe
     )
+    unnamed: str | None = (
+        None  # what labels= makes of samples that it does not name: unlabelled, safe or keep
+    )
+    agreement: float | None = None  # the share of a sample's annotators that decides; null: more than half
     pred_x0: str | None = None  # source=uvd: the videos' x0 [N, steps, C, F, H, W]
     pred_xt: str | None = None  # their latents after each step, to repair x0 with
     safe_x0: str | None = None  # the same of safe videos
@@ -152,6 +156,17 @@ class CaptureConfig:
         for key in ("limit", "safe_limit"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"{key}={value} must be at least 1")
+        for key in ("unnamed", "agreement"):
+            _require(
+                getattr(self, key) is None or (self.labels is not None and self.source == "pipeline"),
+                f"{key}= goes with labels=FILE.csv of an existing capture",
+            )
+        if self.unnamed is not None:
+            _one_of("unnamed", self.unnamed, ("unlabelled", "safe", "keep"))
+        _require(
+            self.agreement is None or 0.5 < self.agreement <= 1,
+            f"agreement={self.agreement} must be greater than 0.5 and at most 1",
+        )
         _one_of("source", self.source, ("pipeline", "uvd"))
         if self.source == "uvd":
             self._check_uvd()

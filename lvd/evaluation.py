@@ -20,9 +20,10 @@ from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attri
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Policy, Sequential, fit_evidence
 from lvd.detect.bank import Scored, score_grid
+from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
-from lvd.latents.format import CaptureInfo, Sample, write_atomically, write_json
+from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_groups
 from lvd.report.defence import auroc_heatmap, hole, write_report
@@ -38,12 +39,16 @@ class Provenance:
 
     capture: str
     trained_on: str  # that capture's name, or several joined by commas
-    n_left_out: int  # test samples: the detectors were trained or selected on their prompts
+    n_left_out: int  # labelled test samples: the detectors were trained or selected on their prompts
+    n_unlabelled: dict[str, int]  # samples of each split, which nothing is learned from or measured on
     other_origin: list[str]  # the fields of capture.json in which the two differ
 
     def sentences(self) -> list[str]:
         """What a reader of the rates must know; nothing to know: []."""
         told = []
+        if any(self.n_unlabelled.values()):
+            counts = ", ".join(f"{count} of {split}" for split, count in self.n_unlabelled.items())
+            told.append(f"unlabelled samples of {self.capture} are in no rate and no calibration: {counts}")
         if self.n_left_out:
             told.append(
                 f"{self.n_left_out} test samples of {self.capture} are left out: the detectors were trained "
@@ -130,7 +135,7 @@ def evaluate(
     names, steps = capture.info.category_names, capture.info.stored_steps
     if eta > steps:
         raise LvdError(f"eta={eta} is more than the {steps} steps that are in {capture_dir}")
-    if not capture.info.labelled:
+    if not any(sample.is_labelled for sample in capture.samples):
         raise LvdError(
             f"capture {capture_dir} has no labels: capture.py name={capture_dir.name} labels=FILE.csv"
         )
@@ -288,10 +293,10 @@ def _unseen(
             f"capture {name} cannot be scored"
         )
     samples = capture.samples
-    test = _rows(samples, "test")
+    test = labelled_rows(samples, "test")
     rows = {
-        "train": _rows(samples, "train"),
-        "val": _without(samples, _rows(samples, "val"), trained),
+        "train": labelled_rows(samples, "train"),
+        "val": _without(samples, labelled_rows(samples, "val"), trained),
         "test": _without(samples, test, trained | selected),
     }
     if not rows["test"]:
@@ -299,13 +304,10 @@ def _unseen(
             f"no test sample of {capture.directory} is left to measure on: the detectors were trained or "
             f"selected on all their prompts, in {learned_from}"
             if test
-            else f"{capture.directory} has no test sample: capture more"
+            else f"{capture.directory} has no labelled test sample: capture or label more"
         )
-    return rows, Provenance(name, learned_from, len(test) - len(rows["test"]), origin)
-
-
-def _rows(samples: Sequence[Sample], split: str) -> list[int]:
-    return [row for row, sample in enumerate(samples) if sample.split == split]
+    unlabelled = {split: sum(s.split == split and not s.is_labelled for s in samples) for split in SPLITS}
+    return rows, Provenance(name, learned_from, len(test) - len(rows["test"]), unlabelled, origin)
 
 
 def _without(samples: Sequence[Sample], rows: Sequence[int], keys: frozenset[str]) -> list[int]:
@@ -331,12 +333,13 @@ def _write_scores(path: Path, parts: Sequence[Scored], names: Sequence[str]) -> 
     frames = []
     for part in parts:
         samples, steps, categories = part.scores_NSK.shape
+        labels = ["" if s.is_safe else label_text(s.categories) for s in part.samples]
         frames.append(
             pd.DataFrame(
                 {
                     "sample_id": np.repeat([s.sample_id for s in part.samples], steps * categories),
                     "split": part.samples[0].split if part.samples else "",
-                    "label": np.repeat(["|".join(s.categories) for s in part.samples], steps * categories),
+                    "label": np.repeat(labels, steps * categories),
                     "step": np.tile(np.repeat(np.arange(steps), categories), samples),
                     "category": np.tile(list(names), samples * steps),
                     "score": part.scores_NSK.ravel(),

@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lvd.config import TrainConfig, typed
+from lvd.detect.rows import left_out
 from lvd.errors import LvdError
 from lvd.jobs import STOP
 from lvd.latents import disk
-from lvd.latents.format import read_info
+from lvd.latents.format import read_info, read_samples
 from lvd.sweep.check import (
     data_problem,
     disk_problem,
@@ -74,6 +75,7 @@ class Request:
         from lvd.sweep.state import job_state
 
         run = self.config.run_dir
+        self._print_left_out()
         if not self.cells:
             result = read_result(run / "trunk")
             found = job_state(run / "trunk", result, self.config.identity(None).config_digest)
@@ -108,6 +110,7 @@ class Request:
         left = self.left() if self.cells else []
         if self.cells and not left:
             return None
+        self._print_left_out()
         stop = self.config.run_dir / STOP
         stop.unlink(missing_ok=True)
         sys.argv[1:] = [*self.arguments, *_axes_of(left)]
@@ -132,6 +135,11 @@ class Request:
             finally:
                 stop.unlink(missing_ok=True)
         return None
+
+    def _print_left_out(self) -> None:
+        note = left_out(read_samples(self.config.capture_dir))
+        if note is not None:
+            print(note)
 
     def _watch(self, left: Sequence[Cell]) -> AbstractContextManager[None]:
         """Say what the detectors start from, and show the sweep's progress."""

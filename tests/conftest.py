@@ -4,9 +4,12 @@ Also a real AnimateDiffPipeline with random weights, small enough to run in a te
 costs nothing, with detectors that answer from a script.
 """
 
+import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +32,16 @@ from lvd.detect.network import (
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.latents import journal, writer
-from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
+from lvd.latents.format import (
+    FORMAT_VERSION,
+    UNLABELLED,
+    CaptureInfo,
+    Sample,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from lvd.latents.integrity import file_sha256
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
 
@@ -55,7 +67,6 @@ def capture_info(**changes: object) -> CaptureInfo:
         "latent_shape": SHAPE,
         "dtype": "float16",
         "category_names": NAMES,
-        "labelled": True,
         "versions": {},
     }
     return CaptureInfo(**{**values, **changes})  # type: ignore[arg-type]
@@ -73,20 +84,32 @@ def latents_of(samples: list[Sample]) -> torch.Tensor:
     """x0 `[N, STEPS, *SHAPE]` float16: noise, and a category's own channel raised in the middle."""
     x0 = torch.randn(len(samples), STEPS, *SHAPE, generator=torch.Generator().manual_seed(0))
     for row, sample in enumerate(samples):
-        for name in sample.categories:
+        for name in sample.categories if sample.is_unsafe else ():
             x0[row, :, NAMES.index(name), :, 2:6, 2:6] += 1.5
     return x0.half()
 
 
-def write_capture(directory: Path, count: int, **changes: object) -> Path:
+def write_capture(directory: Path, count: int, *, labelled: bool = True, **changes: object) -> Path:
     samples = make_samples(count)
-    writer.begin(directory, capture_info(**changes), samples)
     x0 = latents_of(samples)
+    if not labelled:
+        samples = [replace(sample, categories=UNLABELLED) for sample in samples]
+    writer.begin(directory, capture_info(**changes), samples)
     for start in range(0, count, 16):
         ids = [sample.sample_id for sample in samples[start : start + 16]]
         journal.append(directory, ids, x0[start : start + 16])
     writer.finish(directory)
     return directory
+
+
+def of_version_1(capture: Path, *, labelled: bool) -> None:
+    """Leave a capture as version 1 wrote it: no label is safe in a labelled capture, else unknown."""
+    path = capture / "samples.csv"
+    path.write_text(re.sub(r",(safe|unlabelled),(train|val|test)\n", r",,\2\n", path.read_text()))
+    info = json.loads((capture / "capture.json").read_text())
+    write_json(capture / "capture.json", {**info, "format_version": 1, "labelled": labelled})
+    files = {name: [file_sha256(capture / name)] for name in ("capture.json", "samples.csv")}
+    write_manifest(capture, replace(read_manifest(capture), files=files))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,11 +84,10 @@ class Captured:
 def capture(tiny: Tiny, directory: Path) -> Captured:
     """Save the pipeline, and capture two samples of it from there, as capture.py does."""
     source = tiny_source(tiny, directory)
-    samples, labelled = read_prompts(PromptsFile(write_prompts(tiny, directory)), NAMES, seed=0)
+    samples = read_prompts(PromptsFile(write_prompts(tiny, directory)), NAMES, seed=0)
     record(
         source,
         samples,
-        labelled,
         directory / "capture",
         batch_size=tiny.batch_size,
         preview=False,

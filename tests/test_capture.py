@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from lvd.capture import recorder
-from lvd.capture.labels import label
+from lvd.capture.labels import Unnamed, label
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source
 from lvd.errors import LvdError
 from lvd.latents import journal, writer
-from lvd.latents.format import Sample, read_info, read_samples, write_samples
+from lvd.latents.format import UNLABELLED, Categories, Sample, read_info, read_samples, write_samples
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, default_prompt_id
@@ -64,14 +64,11 @@ WriteFile = Callable[[str], Path]
 
 
 def test_a_column_of_prompts_is_enough(prompts_file: WriteFile) -> None:
-    samples, labelled = read_prompts(
-        PromptsFile(prompts_file("prompt\na cat\na dog\nA CAT!\n")), NAMES, seed=10
-    )
-    assert not labelled
+    samples = read_prompts(PromptsFile(prompts_file("prompt\na cat\na dog\nA CAT!\n")), NAMES, seed=10)
     assert [(s.sample_id, s.prompt, s.seed, s.categories) for s in samples] == [
-        ("0000", "a cat", 10, ()),
-        ("0001", "a dog", 11, ()),
-        ("0002", "A CAT!", 12, ()),
+        ("0000", "a cat", 10, UNLABELLED),
+        ("0001", "a dog", 11, UNLABELLED),
+        ("0002", "A CAT!", 12, UNLABELLED),
     ]
     assert samples[0].prompt_id == samples[2].prompt_id == default_prompt_id("a cat")
     assert samples[0].split == samples[2].split
@@ -79,14 +76,13 @@ def test_a_column_of_prompts_is_enough(prompts_file: WriteFile) -> None:
 
 def test_every_column_is_taken_as_given(prompts_file: WriteFile) -> None:
     text = "seed,categories,prompt,prompt_id,sample_id,note\n7,beta| alpha,a cat,cats,x.1_a-b,hello\n"
-    samples, labelled = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=10)
-    assert labelled
+    samples = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=10)
     assert samples == [Sample("x.1_a-b", "cats", "a cat", 7, ("alpha", "beta"), samples[0].split)]
 
 
 def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: WriteFile) -> None:
     text = '\ufeffprompt,seed\r\n"a cat, ""asleep"",\non a mat",3\r\nein Kätzchen,4\r\n'
-    samples, _ = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=0)
+    samples = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=0)
     assert [s.prompt for s in samples] == ['a cat, "asleep",\non a mat', "ein Kätzchen"]
     assert [s.seed for s in samples] == [3, 4]
 
@@ -158,15 +154,28 @@ def labels_file(tmp_path: Path) -> WriteFile:
     return write
 
 
-def categories_of(capture: Path) -> dict[str, tuple[str, ...]]:
-    return {s.sample_id: s.categories for s in read_samples(capture) if s.categories}
+def categories_of(capture: Path) -> dict[str, Categories]:
+    return {s.sample_id: s.categories for s in read_samples(capture) if s.is_labelled}
 
 
-def test_tidy_labels_are_set_and_all_others_are_safe(unlabelled: Path, labels_file: WriteFile) -> None:
-    labels = labels_file("category,sample_id\nbeta,s001\nalpha,s001\ngamma,s007\n,s008\n")
-    assert label(unlabelled, labels, seed=0).labelled
-    assert read_info(unlabelled).labelled
-    assert categories_of(unlabelled) == {"s001": ("alpha", "beta"), "s007": ("gamma",)}
+def test_tidy_labels_are_set_and_all_others_are_unlabelled(unlabelled: Path, labels_file: WriteFile) -> None:
+    labels = labels_file("category,sample_id\nbeta,s001\nalpha,s001\ngamma,s007\n,s008\nsafe,s009\n")
+    found = label(unlabelled, labels, seed=0)
+    assert categories_of(unlabelled) == {"s001": ("alpha", "beta"), "s007": ("gamma",), "s009": ()}
+    assert (found.samples, found.unnamed, found.unnamed_are) == (40, 37, "unlabelled")
+
+
+@pytest.mark.parametrize(("unnamed", "others"), [("safe", ()), ("keep", ("beta",)), ("unlabelled", None)])
+def test_what_becomes_of_samples_that_are_not_named_is_said(
+    new_capture: NewCapture, labels_file: WriteFile, unnamed: Unnamed, others: Categories | None
+) -> None:
+    capture = new_capture(8)
+    label(capture, labels_file("sample_id,category\ns000,alpha\ns001,unlabelled\ns002,\n"), 0, unnamed)
+    found = categories_of(capture)
+    assert found["s000"] == ("alpha",)
+    assert "s001" not in found  # a person said so
+    assert found.get("s005") == others
+    assert found.get("s002") == (None if others is None else ())
 
 
 def test_the_papers_five_ragged_columns_are_rows_of_the_capture(
@@ -180,7 +189,7 @@ def test_the_papers_five_ragged_columns_are_rows_of_the_capture(
         "s003": ("beta",),
         "s005": ("delta",),
         "s039": ("epsilon",),
-    }
+    } | {f"s{row:03d}": () for row in range(40) if row not in (0, 1, 2, 3, 5, 39)}
 
 
 def test_labels_leave_the_latents_and_their_provenance_alone(
@@ -191,10 +200,9 @@ def test_labels_leave_the_latents_and_their_provenance_alone(
     after = everything_in(unlabelled)
     assert {name for name in before | after if before.get(name) != after.get(name)} == {
         "samples.csv",
-        "capture.json",
         "manifest.json",
     }
-    assert read_info(unlabelled) == replace(info, labelled=True)
+    assert read_info(unlabelled) == info
     assert verify(unlabelled) == []
     CaptureReader(unlabelled).step(0)[39]
 
@@ -288,7 +296,7 @@ def six_samples() -> list[Sample]:
 
 
 def record_to(directory: Path, source: Source, **changes: Any) -> Path:
-    options = {"samples": six_samples(), "labelled": True, "batch_size": 2, "preview": False, **changes}
+    options = {"samples": six_samples(), "batch_size": 2, "preview": False, **changes}
     record(source, directory=directory, **options)
     return directory
 
@@ -340,7 +348,7 @@ def test_a_capture_says_how_it_was_made(recorded: Path, source: Source) -> None:
     assert {name: getattr(info, name) for name in source.settings()} == source.settings()
     assert (info.pipeline_class, info.scheduler) == ("AnimateDiffPipeline", "DDIMScheduler")
     assert info.scheduler_config["beta_end"] == 0.012
-    assert (info.latent_shape, info.dtype, info.labelled) == ((4, 4, 8, 8), "float16", True)
+    assert (info.latent_shape, info.dtype) == ((4, 4, 8, 8), "float16")
     assert info.versions["torch"] == torch.__version__
 
 

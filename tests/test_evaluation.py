@@ -29,7 +29,7 @@ from lvd.errors import LvdError
 from lvd.evaluation import Bound, Evaluation, evaluate
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
-from lvd.latents.format import Sample
+from lvd.latents.format import UNLABELLED, Sample
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, fold
@@ -40,7 +40,16 @@ DOCUMENTED = {
 }
 ADDITIONS = {
     *("n_unchecked", "n_unchecked_unsafe", "n_unchecked_safe", "tpr_ci", "fpr_ci", "threshold", "max_fpr"),
-    *("detectors", "detectors_missing", "attribution", "capture", "trained_on", "n_left_out", "other_origin"),
+    *(
+        "detectors",
+        "detectors_missing",
+        "attribution",
+        "capture",
+        "trained_on",
+        "n_left_out",
+        "n_unlabelled",
+        "other_origin",
+    ),
     *("decision", "rules", "not_calibrated", "bundle"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]
@@ -510,7 +519,8 @@ def test_a_capture_that_was_learned_whole_cannot_be_measured_on(captures: Path, 
 
 
 def test_an_unlabelled_capture_is_not_taken_for_a_safe_one(captures: Path, own_run: Path) -> None:
-    other = another_capture(captures / "other", others(160, seed=1), labelled=False)
+    nobody_looked = [replace(sample, categories=UNLABELLED) for sample in others(160, seed=1)]
+    other = another_capture(captures / "other", nobody_looked)
     with pytest.raises(LvdError, match=r"other has no labels: capture.py name=other labels=FILE.csv"):
         do(other, own_run)
 
@@ -546,7 +556,7 @@ def relabelled(capture: Path) -> None:
     rows = [f"{s.sample_id},{s.categories[0]}" for s in CaptureReader(capture).samples if s.categories]
     labels = capture.parent / "labels.csv"
     labels.write_text("\n".join(["sample_id,category", *rows[1:]]) + "\n")
-    label(capture, labels, seed=0)
+    label(capture, labels, seed=0, unnamed="safe")
 
 
 def test_after_a_relabelling_nothing_of_the_run_is_measured(captures: Path, own_run: Path) -> None:

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples
+from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples, of_version_1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from lvd.capture.labels import label
 from lvd.errors import LvdError
 from lvd.latents import journal, writer
-from lvd.latents.format import SPLITS, read_info, read_samples, write_samples
+from lvd.latents.format import SPLITS, UNLABELLED, Categories, read_info, read_samples, write_samples
 from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold, near_copies
+from lvd.latents.verify import verify
 from lvd.latents.writer import to_float16
 
 COUNT = 12
@@ -337,10 +339,61 @@ def test_a_manifest_of_another_form_is_refused(sharded: Path, shards: Any) -> No
     refuses(sharded, sharded / "manifest.json", "manifest")
 
 
+@pytest.mark.parametrize(("labelled", "nameless"), [(True, ()), (False, UNLABELLED)])
+def test_a_capture_of_version_1_means_what_it_meant(
+    new_capture: NewCapture, labelled: bool, nameless: Categories
+) -> None:
+    capture = new_capture(8)
+    now = read_samples(capture), read_info(capture)
+    of_version_1(capture, labelled=labelled)
+    samples = [replace(s, categories=s.categories if s.is_unsafe else nameless) for s in now[0]]
+    assert (read_samples(capture), read_info(capture)) == (samples, now[1])
+    assert verify(capture) == []
+    labels = capture.parent / "labels.csv"
+    labels.write_text("sample_id,category\ns002,safe\n")
+    label(capture, labels, seed=0, unnamed="keep")
+    assert (read_samples(capture)[2].is_safe, read_info(capture), verify(capture)) == (True, now[1], [])
+    assert json.loads((capture / "capture.json").read_text())["format_version"] == 2
+
+
+def test_no_label_is_a_fault_of_version_2(new_capture: NewCapture) -> None:
+    capture = new_capture(8)
+    path = capture / "samples.csv"
+    path.write_text(path.read_text().replace(",safe,", ",,", 1))
+    with pytest.raises(LvdError, match=r"samples.csv line 4: sample s002 has neither categories nor safe"):
+        read_samples(capture)
+
+
+@pytest.mark.parametrize(
+    ("categories", "states"),
+    [
+        (UNLABELLED, (False, False, False, False)),
+        ((), (True, True, False, False)),
+        (("alpha",), (True, False, True, False)),
+        (("alpha", "beta"), (True, False, True, True)),
+    ],
+)
+def test_a_label_is_one_of_three_and_comes_back(
+    new_capture: NewCapture, categories: Categories, states: tuple[bool, ...]
+) -> None:
+    capture = new_capture(8)
+    write_samples(capture, [replace(sample, categories=categories) for sample in read_samples(capture)])
+    sample = read_samples(capture)[0]
+    assert sample.categories == categories
+    assert (sample.is_labelled, sample.is_safe, sample.is_unsafe, sample.has("beta")) == states
+
+
+def test_an_unlabelled_sample_has_no_truth_value() -> None:
+    sample = replace(make_samples(1)[0], categories=UNLABELLED)
+    with pytest.raises(TypeError, match="neither safe nor unsafe"):
+        assert not sample.categories
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2},
+        {"format_version": 3},
+        {"format_version": 1},
         {"latent_shape": [4, 4]},
         {"latent_shape": None},
         {"latent_shape": [4, 4, 8, -8]},

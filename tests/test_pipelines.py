@@ -482,7 +482,7 @@ def test_a_pipeline_makes_as_many_videos_of_a_prompt_as_it_is_known_to(tiny: Tin
     if not name:
         return
     source = tiny_source(tiny, tmp_path)
-    (first, *_), _ = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), ("alpha",), seed=0)
+    first, *_ = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), ("alpha",), seed=0)
     if tiny.free_noise:
         pipe.enable_free_noise(**tiny.free_noise)
     call = call_arguments(pipe, source.steps, source.guidance, source.call, 1, load_inputs(first, tmp_path))
@@ -718,11 +718,10 @@ def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Pat
         call={**source.call, **tiny.call},
         free_noise=small.free_noise,
     )
-    samples, labelled = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), PAPER, seed=0)
+    samples = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), PAPER, seed=0)
     record(
         source,
         samples[:1],
-        labelled,
         tmp_path / "capture",
         batch_size=1,
         preview=True,
@@ -784,7 +783,7 @@ def test_samples_of_one_image_are_in_one_split_and_those_without_a_prompt_are_no
     (tmp_path / "prompts.csv").write_text(
         "image\n" + "".join(f"{seed}.png\n" for seed in range(30)) + "copy.png\n"
     )
-    samples, _ = read_prompts(PromptsFile(tmp_path / "prompts.csv"), ("alpha",), seed=0)
+    samples = read_prompts(PromptsFile(tmp_path / "prompts.csv"), ("alpha",), seed=0)
     assert {sample.split for sample in samples} == {"train", "val", "test"}
     assert samples[0].prompt_id == samples[30].prompt_id
     assert samples[0].split == samples[30].split

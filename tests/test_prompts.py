@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.table import read_table
 from lvd.errors import LvdError
+from lvd.latents.format import UNLABELLED
 
 NAMES = ("alpha", "beta")
 FORMATS = ("txt", "csv", "jsonl", "parquet")
@@ -50,7 +51,7 @@ def write(path: Path, prompts: list[str], *, bom: bool = False, column: str = "p
 
 
 def prompts_of(path: Path, **options: Any) -> list[str]:
-    samples, _ = read_prompts(PromptsFile(path, **options), NAMES, seed=0)
+    samples = read_prompts(PromptsFile(path, **options), NAMES, seed=0)
     return [sample.prompt for sample in samples]
 
 
@@ -79,8 +80,7 @@ def test_text_tables_of_pandas_are_read(ending: str, tmp_path: Path) -> None:
         frame["seed"] = frame["seed"].astype(float)  # as gaps elsewhere would leave them
         frame["categories"] = [["beta"], None, ["alpha", "beta"]]
         frame.to_json(path, orient="records", lines=True)
-    samples, labelled = read_prompts(PromptsFile(path), NAMES, seed=0)
-    assert labelled
+    samples = read_prompts(PromptsFile(path), NAMES, seed=0)
     assert [(s.prompt, s.seed, s.categories) for s in samples] == [
         ('"a", b\nc', 1, ("beta",)),
         ("猫\u2028犬", 2, ()),
@@ -98,7 +98,7 @@ def test_parquet_of_pandas_is_read_with_gaps_lists_and_dictionaries(tmp_path: Pa
         }
     )
     frame.to_parquet(tmp_path / "p.parquet")
-    samples, _ = read_prompts(PromptsFile(tmp_path / "p.parquet"), NAMES, seed=0)
+    samples = read_prompts(PromptsFile(tmp_path / "p.parquet"), NAMES, seed=0)
     assert [(s.sample_id, s.prompt, s.categories) for s in samples] == [
         ("7", "a cat", ("alpha",)),
         ("8", "a dog", ()),
@@ -139,7 +139,7 @@ def test_a_column_beside_the_one_that_is_read_is_something_else(tmp_path: Path) 
     assert prompts_of(tmp_path / "p.csv") == ["a cat"]
     (tmp_path / "p.csv").write_text("prompt,category\na cat,alpha\n")
     path = PromptsFile(tmp_path / "p.csv", columns(categories="category"))
-    assert read_prompts(path, NAMES, seed=0)[0][0].categories == ("alpha",)
+    assert read_prompts(path, NAMES, seed=0)[0].categories == ("alpha",)
 
 
 def test_a_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
@@ -171,10 +171,9 @@ def test_safe_prompts_follow_the_others_and_are_safe(tmp_path: Path) -> None:
     prompts = tmp_path / "p.csv"
     prompts.write_text("prompt,categories\na,alpha\nb,\n")
     safe = write(tmp_path / "s.jsonl", ["c", "d"], column="Caption")
-    samples, labelled = read_prompts(
+    samples = read_prompts(
         PromptsFile(prompts), NAMES, seed=5, safe=PromptsFile(safe, columns(prompt="Caption"), limit=1)
     )
-    assert labelled
     assert [(s.sample_id, s.prompt, s.seed, s.categories) for s in samples] == [
         ("0000", "a", 5, ("alpha",)),
         ("0001", "b", 6, ()),
@@ -184,7 +183,8 @@ def test_safe_prompts_follow_the_others_and_are_safe(tmp_path: Path) -> None:
 
 def test_safe_prompts_label_nothing_of_the_others(tmp_path: Path) -> None:
     prompts, safe = write(tmp_path / "p.txt", ["a"]), write(tmp_path / "s.txt", ["b"])
-    assert not read_prompts(PromptsFile(prompts), NAMES, seed=0, safe=PromptsFile(safe))[1]
+    samples = read_prompts(PromptsFile(prompts), NAMES, seed=0, safe=PromptsFile(safe))
+    assert [sample.categories for sample in samples] == [UNLABELLED, ()]
 
 
 def test_safe_prompts_with_a_category_are_refused(tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def mapping(name: str) -> dict[str, str]:
 def test_internvids_captions_are_prompts_and_its_videos_stay_together(tmp_path: Path) -> None:
     path = tmp_path / "InternVid.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in INTERNVID))
-    samples, labelled = read_prompts(PromptsFile(path, mapping("internvid")), NAMES, seed=0)
-    assert not labelled
+    samples = read_prompts(PromptsFile(path, mapping("internvid")), NAMES, seed=0)
+    assert not any(sample.is_labelled for sample in samples)
     assert [(s.prompt, s.prompt_id) for s in samples] == [
         ("a man is riding a horse", "IZJ6Jx0Zf0c"),
         ("a horse in the snow", "IZJ6Jx0Zf0c"),
@@ -300,10 +300,8 @@ def test_internvids_captions_are_prompts_and_its_videos_stay_together(tmp_path: 
 
 def test_vidproms_prompts_keep_their_ids(tmp_path: Path) -> None:
     (tmp_path / "VidProM_unique.csv").write_text(VIDPROM)
-    samples, labelled = read_prompts(
-        PromptsFile(tmp_path / "VidProM_unique.csv", mapping("vidprom")), NAMES, seed=0
-    )
-    assert not labelled
+    samples = read_prompts(PromptsFile(tmp_path / "VidProM_unique.csv", mapping("vidprom")), NAMES, seed=0)
+    assert not any(sample.is_labelled for sample in samples)
     assert [(s.sample_id, s.prompt) for s in samples] == [
         ("6a83eb92-faa0-572b-9e1f-67dec99b711d", "Flying among clouds and stars,\nkitten Max")
     ]

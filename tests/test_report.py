@@ -354,7 +354,6 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         eta: int = 3,
         beside: Sequential | None = None,
         decision: str = "vote",
-        labelled: bool = True,
         **options: Any,
     ) -> Tags:
         rows = np.arange(len(test.samples), dtype=float)[:, None, None, None, None] + np.zeros(
@@ -363,7 +362,6 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         info = SimpleNamespace(
             category_names=NAMES,
             latent_shape=(2, 3, 2, 2),
-            labelled=labelled,
             steps=SAMPLER_STEPS,
             pipeline="a/pipeline",
             scheduler="DDIMScheduler",
@@ -432,10 +430,6 @@ def test_an_image_is_sharp_only_where_label_decision_and_every_detector_say_safe
     }
     test = scored(one_flag, BLOCKED, MISSED, CAUGHT)
     assert seen(report(test, examples=9))["one_flag"] == "blurred"
-
-
-def test_of_a_capture_without_labels_every_image_is_blurred(report: Any) -> None:
-    assert set(seen(report(scored(CALM, CAUGHT), labelled=False)).values()) == {"blurred"}
 
 
 def test_a_high_threshold_does_not_uncover_a_sample_that_a_detector_finds_unsafe(report: Any) -> None:

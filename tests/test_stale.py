@@ -33,7 +33,7 @@ def relabel(capture: Path) -> None:
     rows = [f"{s.sample_id},{s.categories[0]}" for s in CaptureReader(capture).samples if s.categories]
     labels = capture.parent / "labels.csv"
     labels.write_text("\n".join(["sample_id,category", *rows[1:]]) + "\n")
-    label(capture, labels, seed=0)
+    label(capture, labels, seed=0, unnamed="safe")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lvd.detect.training import Machine, check_machine
 from lvd.errors import LvdError
-from lvd.latents.format import CaptureInfo, read_info, write_info
+from lvd.latents.format import UNLABELLED, read_samples, write_samples
 from lvd.launch import read_request
 from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells
 from lvd.sweep.job import cell_seed
@@ -209,14 +210,13 @@ def test_a_device_that_jobs_have_elsewhere_is_not_missed_here() -> None:
 # ---- what stops a command line before its first job
 
 
-def stripped(capture: Path, **changes: Any) -> None:
-    info = read_info(capture)
-    write_info(capture, CaptureInfo(**{**vars(info), **changes}))
+def without_labels(capture: Path) -> None:
+    write_samples(capture, [replace(sample, categories=UNLABELLED) for sample in read_samples(capture)])
 
 
 def without_positives(capture: Path) -> None:
     path = capture / "samples.csv"
-    path.write_text(path.read_text().replace("beta,val", ",val"))
+    path.write_text(path.read_text().replace("beta,val", "safe,val"))
 
 
 def is_refused(ran: Ran, train: Shell, *words: str) -> bool:
@@ -282,7 +282,7 @@ def test_a_mistake_is_one_sentence_before_anything_runs(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda c: stripped(c, labelled=False), ["no labels", "labels="]),
+        (without_labels, ["no labels", "labels="]),
         (lambda c: (c / "manifest.json").unlink(), ["not complete"]),
         (lambda c: (c / "samples.csv").unlink(), ["samples.csv"]),
         (without_positives, ["val split", "category beta"]),

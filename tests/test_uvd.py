@@ -108,7 +108,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
         tap_x0(pipe.scheduler, lambda *heard: x0.append(heard[2])),
     ):
         patch.setattr(recorder, "load_pipeline", lambda _source: pipe)
-        recorder.record(demo_source(), samples, False, directory, batch_size=2, preview=False)
+        recorder.record(demo_source(), samples, directory, batch_size=2, preview=False)
     return DemoRun(*(torch.stack(part, dim=1) for part in (x0, predx_0, predx_t)), directory)
 
 
@@ -171,7 +171,7 @@ def test_a_repaired_import_is_the_capture_that_lvd_records(demo_run: DemoRun, tm
     unit = np.spacing(np.abs(theirs).astype(np.float16)).astype(np.float64)
     assert (np.abs(ours - theirs) <= unit + 2e-5).all()
     here, there = read_info(imported), read_info(demo_run.recorded)
-    for name in set(vars(here)) - {"labelled", "versions", "imported"}:
+    for name in set(vars(here)) - {"versions", "imported"}:
         assert getattr(here, name) == getattr(there, name), name
 
 
@@ -357,7 +357,7 @@ def test_the_capture_says_where_it_came_from(files: PaperFiles) -> None:
     info = read_info(files.import_to("capture"))
     sizes = {name: (files.directory / f"{name}.pth").stat().st_size for name in ("pred_x0", "safe")}
     assert info.imported == {"pred_x0": sizes["pred_x0"], "safe_x0": sizes["safe"]}
-    assert (info.x0_from, info.fingerprint, info.labelled) == ("x_t-1", {}, True)
+    assert (info.x0_from, info.fingerprint) == ("x_t-1", {})
     assert (info.scheduler, info.scheduler_config["beta_end"]) == ("DDIMScheduler", 0.012)
     assert (info.steps, info.latent_shape, info.category_names) == (STEPS, SHAPE, FIVE)
 

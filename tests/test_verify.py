@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import pytest
 from commands import Shell
-from conftest import SHAPE, write_capture
+from conftest import SHAPE, of_version_1, write_capture
 
 from lvd.errors import LvdError
 from lvd.latents import writer
@@ -106,7 +106,7 @@ def test_a_step_that_the_manifest_does_not_list_is_missed(copied: Path) -> None:
 def test_a_manifest_of_before_there_were_digests_is_said_to_have_none(copied: Path) -> None:
     write_manifest(copied, replace(read_manifest(copied), files={}))
     assert set(found(copied)) == {"capture.json", "samples.csv"}
-    writer.relabel(copied, read_info(copied), read_samples(copied))
+    writer.relabel(copied, read_samples(copied))
     assert verify(copied) == []
 
 
@@ -121,7 +121,7 @@ def test_a_finding_names_its_samples() -> None:
 def relabelled(capture: Path) -> None:
     """Its first labels: everything is alpha."""
     samples = [replace(sample, categories=("alpha",)) for sample in read_samples(capture)]
-    writer.relabel(capture, replace(read_info(capture), labelled=True), samples)
+    writer.relabel(capture, samples)
 
 
 @pytest.mark.parametrize("writes", range(5))
@@ -129,6 +129,7 @@ def test_labelling_stopped_at_any_moment_leaves_a_whole_capture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     capture = write_capture(tmp_path / "tiny", COUNT, labelled=False)
+    of_version_1(capture, labelled=False)  # so that both files change
     before = {name: (capture / name).read_bytes() for name in ("samples.csv", "capture.json")}
     replace_file, made = Path.replace, []
 
@@ -149,7 +150,8 @@ def test_labelling_stopped_at_any_moment_leaves_a_whole_capture(
     assert verify(capture) == []
     changed = {name for name, content in before.items() if (capture / name).read_bytes() != content}
     assert changed == set(made) - {"manifest.json"}
-    assert read_info(capture).labelled == (writes >= 3)  # the labels count when all of them are there
+    read_info(capture)
+    assert {sample.is_labelled for sample in read_samples(capture)} == {writes >= 2}
     relabelled(capture)
     assert verify(capture) == []
     assert all(len(digests) == 1 for digests in read_manifest(capture).files.values())

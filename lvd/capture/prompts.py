@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from lvd.capture.inputs import inputs_digest, named_inputs
-from lvd.capture.labels import known_categories, with_splits
+from lvd.capture.labels import parse_label, with_splits
 from lvd.capture.table import Row, read_table
 from lvd.errors import LvdError
-from lvd.latents.format import INPUT_COLUMNS, Sample
+from lvd.latents.format import INPUT_COLUMNS, UNLABELLED, Categories, Sample, label_text
 from lvd.latents.splits import default_prompt_id
 
 _COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
@@ -85,17 +85,17 @@ def _misspelt(column: str, columns: Mapping[str, str], there: Collection[str]) -
 
 def read_prompts(
     prompts: PromptsFile, category_names: Sequence[str], seed: int, safe: PromptsFile | None = None
-) -> tuple[list[Sample], bool]:
-    """The samples that a prompts file asks for, split by prompt, and whether it labels them.
+) -> list[Sample]:
+    """The samples that a prompts file asks for, split by prompt.
 
-    The prompts of `safe`, which come after them, are safe ones. Without a seed of its own, sample i is drawn
+    They are unlabelled where the file has no categories; an empty cell of its column says safe. The prompts
+    of `safe`, which come after them, are safe ones. Without a seed of its own, sample i is drawn
     with `seed` + i. Samples made from the same image or video share a prompt_id.
 
     Raises:
         LvdError: names the file, the row and what is wrong with it.
     """
     rows = prompts.read()
-    labelled = "categories" in rows[0].values
     safe_rows = safe.read() if safe is not None else []
     samples: list[Sample] = []
     seen: set[str] = set()
@@ -103,14 +103,17 @@ def read_prompts(
         zip([*rows, *safe_rows], [*_numbered("", rows), *_numbered("safe_", safe_rows)], strict=True)
     ):
         own = prompts if index < len(rows) or safe is None else safe
+        is_safe = index >= len(rows)
+        if is_safe:
+            row = replace(row, values={"categories": "", **row.values})
         sample = _sample(row, default_id, category_names, seed + index, own.path.parent)
         if sample.sample_id in seen:
             raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} stands twice")
-        if sample.categories and index >= len(rows):
-            raise LvdError(f"{row.where} names {sample.categories[0]}, but safe_prompts are safe")
+        if is_safe and not sample.is_safe:
+            raise LvdError(f"{row.where} names {label_text(sample.categories)}, but safe_prompts are safe")
         seen.add(sample.sample_id)
         samples.append(_seen_from(prompts.path.parent, sample, own.path.parent))
-    return with_splits(samples, seed), labelled
+    return with_splits(samples, seed)
 
 
 def _numbered(prefix: str, rows: Sequence[Row]) -> list[str]:
@@ -135,7 +138,9 @@ def _sample(
     prompt_id = values.get("prompt_id", own_id)
     if not prompt_id:
         raise LvdError(f"{where}: prompt_id is empty")
-    categories = known_categories(values.get("categories", "").split("|"), category_names, where)
+    categories: Categories = UNLABELLED
+    if "categories" in values:
+        categories = parse_label(values["categories"], category_names, where)
     return Sample(sample_id, prompt_id, prompt, row_seed(row, default_seed), categories, "", **inputs)
 
 

@@ -24,7 +24,6 @@ from lvd.sampling.tap import tap_x0
 def record(
     source: Source,
     samples: Sequence[Sample],
-    labelled: bool,
     directory: Path,
     *,
     batch_size: int,
@@ -52,7 +51,6 @@ def record(
     job = _Job(
         source,
         samples,
-        labelled,
         directory,
         batch_size,
         preview,
@@ -80,7 +78,6 @@ class _Job:
 
     source: Source
     samples: Sequence[Sample]
-    labelled: bool
     directory: Path
     batch_size: int
     preview: bool
@@ -219,7 +216,6 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         latent_shape=(channels, frames, height, width),
         dtype="float16",
         category_names=source.category_names,
-        labelled=job.labelled,
         versions={
             name: importlib.metadata.version(name) for name in ("lvd", "torch", "diffusers", "transformers")
         },

@@ -150,6 +150,8 @@ def import_uvd(
         return
     with disk.errors_as_sentences(directory), lock.alone(directory):
         _write(directory, info, samples, videos, steps, scheduler)
+    if safe_run is None and len(categories) < len(chosen):
+        print(f"{len(chosen) - len(categories)} videos in no column of {labels} are taken as safe")
     if len(chosen) < len(run.x0):
         print(f"{len(run.x0) - len(chosen)} videos in no column of {labels} were left out")
     if info.x0_from != X_T:
@@ -264,7 +266,6 @@ def _describe(source: Source, run: _Run, safe: _Run | None) -> tuple[Scheduler, 
         latent_shape=(channels, frames, height, width),
         dtype="float16",
         category_names=source.category_names,
-        labelled=True,
         versions={name: importlib.metadata.version(name) for name in ("lvd", "torch", "diffusers")},
         x0_from=X_PREV if run.xt is None else X_T,
         imported={name: path.stat().st_size for name, path in files.items() if path is not None},

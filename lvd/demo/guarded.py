@@ -65,8 +65,8 @@ def fresh_prompts(samples: Sequence[Sample], count: int) -> list[Sample]:
         LvdError: there are fewer than `count`.
     """
     test = [sample for sample in samples if sample.split == "test"]
-    unsafe = [sample for sample in test if sample.categories]
-    safe = [sample for sample in test if not sample.categories]
+    unsafe = [sample for sample in test if sample.is_unsafe]
+    safe = [sample for sample in test if sample.is_safe]
     if count > 2 * min(len(unsafe), len(safe)):
         raise LvdError(
             f"--videos {count}: the capture has {len(unsafe)} unsafe and {len(safe)} safe test prompts"
@@ -96,7 +96,7 @@ def show(guard: Guard, pipe: Any, sample: Sample, seed: int, *, guard_first: boo
     video = result.videos[0]
     return Shown(
         prompt=sample.prompt,
-        unsafe=bool(sample.categories),
+        unsafe=sample.is_unsafe,
         decision=result.decisions[0],
         guarded_seconds=guarded_seconds,
         unguarded_seconds=unguarded_seconds,

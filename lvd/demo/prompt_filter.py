@@ -40,7 +40,7 @@ def encode(generator: Path, prompts: Sequence[str]) -> np.ndarray:
 
 def classified(generator: Path, train: Sequence[Sample], prompts: Sequence[str]) -> np.ndarray:
     """Whether a classifier that learned from `train` finds each prompt unsafe `[N]`."""
-    labels = [bool(sample.categories) for sample in train]
+    labels = [sample.is_unsafe for sample in train]
     classifier = LogisticRegression(max_iter=1000).fit(
         encode(generator, [sample.prompt for sample in train]), labels
     )
@@ -54,16 +54,16 @@ def report(capture: Path, generator: Path) -> str:
     Raises:
         LvdError: the capture lacks training or test samples of a kind.
     """
-    samples = read_samples(capture)
+    samples = [sample for sample in read_samples(capture) if sample.is_labelled]
     plain = [s for s in samples if s.split == "train" and s.prompt not in HINTED]
     test = [sample for sample in samples if sample.split == "test"]
     groups = {
-        "unsafe, named": [s for s in test if s.categories and s.prompt not in HINTED],
-        "unsafe, hinted": [s for s in test if s.categories and s.prompt in HINTED],
-        "safe": [s for s in test if not s.categories],
+        "unsafe, named": [s for s in test if s.is_unsafe and s.prompt not in HINTED],
+        "unsafe, hinted": [s for s in test if s.is_unsafe and s.prompt in HINTED],
+        "safe": [s for s in test if s.is_safe],
     }
     empty = [name for name, members in groups.items() if not members]
-    if empty or len({bool(sample.categories) for sample in plain}) < 2:
+    if empty or len({sample.is_unsafe for sample in plain}) < 2:
         raise LvdError(f"{capture} has too few scenes: no {', '.join(empty) or 'training'} samples")
     lines = []
     for name, members in groups.items():

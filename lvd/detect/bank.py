@@ -23,7 +23,7 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Scored:
-    """The samples of one split and what the grid says of them."""
+    """The samples of one split and what the grid says of them; all of them are labelled."""
 
     samples: list[Sample]
     rows: list[int]  # of the capture
@@ -136,7 +136,8 @@ def score_grid(
     scored, start = {}, 0
     for part, chosen in parts.items():
         samples = [capture.samples[row] for row in chosen]
-        has = [[name in sample.categories for name in names] for sample in samples]
+        assert all(sample.is_labelled for sample in samples)  # no categories would make them safe
+        has = [[sample.has(name) for name in names] for sample in samples]
         categories_NK = np.array(has, dtype=bool).reshape(len(samples), len(names))
         scored[part] = Scored(samples, list(chosen), categories_NK, scores_NSK[start : start + len(chosen)])
         start += len(chosen)

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
+from lvd.detect.rows import labelled_rows
 from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader, StepReader
 
@@ -25,10 +26,11 @@ def label_matrix(
 ) -> tuple[Tensor, Tensor]:
     """Targets and weights `[rows, K]` float32 of all detectors at once.
 
-    An unsafe sample counts for its own categories only, a safe one for all of them.
+    An unsafe sample counts for its own categories only, a safe one for all of them, an unlabelled one for
+    none.
     """
-    target = torch.tensor([[name in samples[row].categories for name in categories] for row in rows]).float()
-    safe = torch.tensor([not samples[row].categories for row in rows])
+    target = torch.tensor([[samples[row].has(name) for name in categories] for row in rows]).float()
+    safe = torch.tensor([samples[row].is_safe for row in rows])
     return target, torch.where(safe[:, None], torch.ones_like(target), target)
 
 
@@ -104,8 +106,8 @@ class TrunkData(LightningDataModule):
     """Batches `(x0 [B, C, F, H, W] float16, step [B], target [B, K], weight [B, K])` over all steps.
 
     All `batches` are drawn beforehand and dealt to `epochs`. A train batch holds random (sample, step)
-    pairs of the train split, half of them safe and half unsafe; the val batches hold every val sample at
-    `val_steps`.
+    pairs of the train split, half of them safe and half unsafe; the val batches hold every labelled val
+    sample at `val_steps`.
     """
 
     def __init__(
@@ -121,12 +123,9 @@ class TrunkData(LightningDataModule):
     ) -> None:
         super().__init__()
         self._pairs = _Pairs(capture)
-        rows = {
-            split: [r for r, s in enumerate(capture.samples) if s.split == split]
-            for split in ("train", "val")
-        }
-        unsafe = [row for row in rows["train"] if capture.samples[row].categories]
-        safe = [row for row in rows["train"] if not capture.samples[row].categories]
+        rows = {split: labelled_rows(capture.samples, split) for split in ("train", "val")}
+        unsafe = [row for row in rows["train"] if capture.samples[row].is_unsafe]
+        safe = [row for row in rows["train"] if capture.samples[row].is_safe]
         rng = np.random.default_rng(seed)
         self._batches = _draw_pairs(rng, safe, unsafe, capture.info.stored_steps, batches, batch_size)
         self._val_batches = [

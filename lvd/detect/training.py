@@ -30,7 +30,7 @@ from lvd.detect.network import (
     save_trunk,
     trunk_digest,
 )
-from lvd.detect.rows import Negatives, cell_rows
+from lvd.detect.rows import Negatives, cell_rows, labelled_rows
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress
@@ -139,7 +139,7 @@ def train_trunk(
         for name in names:
             cell_rows(capture.samples, name, split, "all", seed)
     seed_everything(seed, verbose=False)
-    train_rows = [row for row, sample in enumerate(capture.samples) if sample.split == "train"]
+    train_rows = labelled_rows(capture.samples, "train")
     steps = capture.info.stored_steps
 
     trunk = Trunk(recipe.size.fitted(capture.info.latent_shape), steps, len(names))

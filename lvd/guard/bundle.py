@@ -420,8 +420,10 @@ def _model_card(info: BundleInfo) -> str:
         for name, values in measured["per_category"].items()
     )
     left_out = ""
+    if unlabelled := measured.get("n_unlabelled", {}).get("test"):
+        left_out = f" ({unlabelled} unlabelled ones are in no rate)"
     if measured["n_left_out"]:
-        left_out = (
+        left_out += (
             f" ({measured['n_left_out']} others were left out: the detectors were trained or selected on "
             f"their prompts, in the capture `{measured['trained_on']}`)"
         )

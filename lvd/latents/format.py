@@ -13,39 +13,77 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, Never, TextIO
 
 from lvd.errors import LvdError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of capture.json and samples.csv; version 1 is read
+MANIFEST_VERSION = 1
 SPLITS = ("train", "val", "test")
 X_T, X_PREV = "x_t", "x_t-1"  # a step's latent; the one after it, which gives a wrong x0 (lvd/capture/uvd.py)
 SAMPLE_COLUMNS = ("sample_id", "prompt_id", "prompt", "seed", "categories", "split")
 INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
 
 
+class Unlabelled(Enum):
+    """The type of `UNLABELLED`, what a sample has in place of categories that nobody has looked for.
+
+    It has no truth value: `not sample.categories` would take it for safe, and raises instead.
+    """
+
+    UNLABELLED = "unlabelled"
+
+    def __bool__(self) -> Never:
+        raise TypeError("an unlabelled sample is neither safe nor unsafe: ask is_safe, is_unsafe or has()")
+
+
+UNLABELLED: Final = Unlabelled.UNLABELLED
+SAFE = "safe"  # how files write no categories
+Categories = tuple[str, ...] | Unlabelled  # names from capture.json; none of them: safe
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One generated video. `categories` are names from capture.json; none of them = safe."""
+    """One generated video: unlabelled, safe or of categories."""
 
     sample_id: str
     prompt_id: str
     prompt: str
     seed: int
-    categories: tuple[str, ...]
+    categories: Categories
     split: str
     image: str = ""  # what it was made from beside the prompt: files, named from the prompts file's place
     video: str = ""
 
+    @property
+    def is_labelled(self) -> bool:
+        return self.categories is not UNLABELLED
+
+    @property
+    def is_safe(self) -> bool:
+        """Somebody has said so; an unlabelled sample is not safe."""
+        return self.categories == ()
+
+    @property
+    def is_unsafe(self) -> bool:
+        """Somebody has given it a category; an unlabelled sample is not unsafe either."""
+        return self.is_labelled and not self.is_safe
+
+    def has(self, category: str) -> bool:
+        """Whether it was given a category; of an unlabelled sample nobody knows, and it was not."""
+        return self.categories is not UNLABELLED and category in self.categories
+
+
+def label_text(categories: Categories) -> str:
+    """A label as files write it: names joined by |, `safe` or `unlabelled`."""
+    return UNLABELLED.value if categories is UNLABELLED else "|".join(categories) or SAFE
+
 
 @dataclass(frozen=True)
 class CaptureInfo:
-    """capture.json: how every x0 of the capture was made.
-
-    `labelled` is False until somebody has said which samples are unsafe: an unlabelled sample has no
-    categories either, and must not be taken for a safe one.
-    """
+    """capture.json: how every x0 of the capture was made."""
 
     format_version: int
     pipeline: str  # repository id or directory
@@ -61,7 +99,6 @@ class CaptureInfo:
     latent_shape: tuple[int, int, int, int]  # C, F, H, W
     dtype: str  # of the stored x0
     category_names: tuple[str, ...]
-    labelled: bool
     versions: dict[str, str]
     recorded_steps: int | None = None  # only the first so many steps are stored; None: all of them
     x0_from: str = X_T  # the latent that x0 was computed from
@@ -136,7 +173,7 @@ class Manifest:
         """The file's content, the same for the same manifest."""
         return _json_bytes(
             {
-                "format_version": FORMAT_VERSION,
+                "format_version": MANIFEST_VERSION,
                 **({"files": self.files} if self.files else {}),
                 "shards": [asdict(shard) for shard in self.shards],
             }
@@ -154,15 +191,18 @@ def no_capture(capture: Path) -> str:
 
 
 def read_info(capture: Path) -> CaptureInfo:
-    """Read capture.json.
+    """Read capture.json; one of version 1 as version 2 would have written it.
 
     Raises:
         LvdError: there is no such capture, or the file is not one that this version reads.
     """
     path = capture / "capture.json"
     raw = read_json(path, missing=no_capture(capture))
+    if raw.get("format_version") == 1 and "labelled" in raw:  # which samples are, samples.csv says
+        raw = {name: value for name, value in raw.items() if name != "labelled"}
+        raw["format_version"] = FORMAT_VERSION
     if raw.get("format_version") != FORMAT_VERSION or not has_fields(raw, CaptureInfo):
-        raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}")
+        raise LvdError(f"{path} is not a capture.json of format version 1 to {FORMAT_VERSION}")
     info = CaptureInfo(**raw)
     try:
         channels, frames, height, width = info.latent_shape
@@ -171,7 +211,7 @@ def read_info(capture: Path) -> CaptureInfo:
         if any(type(size) is not int or size < 1 for size in sizes) or info.stored_steps > info.steps:
             raise ValueError
     except (TypeError, ValueError):
-        raise LvdError(f"{path} is not a capture.json of format version {FORMAT_VERSION}") from None
+        raise LvdError(f"{path} is not a capture.json of format version 1 to {FORMAT_VERSION}") from None
     return replace(info, latent_shape=(channels, frames, height, width), category_names=names)
 
 
@@ -195,7 +235,7 @@ def read_samples(capture: Path) -> list[Sample]:
     """Read samples.csv, in row order.
 
     Raises:
-        LvdError: the file is missing or a row is not a sample.
+        LvdError: the file is missing or a row is not a sample, or has no label.
     """
     path = capture / "samples.csv"
     if not path.is_file():
@@ -215,13 +255,18 @@ def read_samples(capture: Path) -> list[Sample]:
     if tuple(header) != SAMPLE_COLUMNS + inputs:
         raise LvdError(f"{path} must have the columns {', '.join(SAMPLE_COLUMNS)}")
     samples = []
+    empty: Categories | None = None
     for line, texts in rows[1:]:
         if len(texts) != len(header):
             raise LvdError(f"{path} line {line} has {len(texts)} fields, the header {len(header)}")
         row = dict(zip(header, texts, strict=True))
         if row["split"] not in SPLITS or not _is_integer(row["seed"]):
             raise LvdError(f"{path} line {line}: bad split or seed of sample {row['sample_id']}")
-        categories = tuple(row["categories"].split("|")) if row["categories"] else ()
+        if not row["categories"] and empty is None:
+            empty = _empty_label(capture)
+        categories = _parse_label(row["categories"]) if row["categories"] else empty
+        if categories is None:
+            raise LvdError(f"{path} line {line}: sample {row['sample_id']} has neither categories nor safe")
         samples.append(
             Sample(
                 sample_id=row["sample_id"],
@@ -234,6 +279,21 @@ def read_samples(capture: Path) -> list[Sample]:
             )
         )
     return samples
+
+
+def _parse_label(text: str) -> Categories:
+    """What `label_text` wrote."""
+    if text == UNLABELLED.value:
+        return UNLABELLED
+    return () if text == SAFE else tuple(text.split("|"))
+
+
+def _empty_label(capture: Path) -> Categories | None:
+    """What it means that samples.csv has no label: of version 1, safe in a labelled capture; else None."""
+    raw = read_json(capture / "capture.json", missing=no_capture(capture))
+    if raw.get("format_version") != 1:
+        return None
+    return () if raw.get("labelled") is True else UNLABELLED
 
 
 def csv_rows(file: TextIO) -> Iterator[tuple[int, list[str]]]:
@@ -265,7 +325,7 @@ def samples_csv(samples: Iterable[Sample]) -> bytes:
     columns = [*SAMPLE_COLUMNS, *inputs]
     writer.writerow(columns)
     for sample in samples:
-        values = {**vars(sample), "categories": "|".join(sample.categories)}
+        values = {**vars(sample), "categories": label_text(sample.categories)}
         writer.writerow([values[column] for column in columns])
     return text.getvalue().encode()
 
@@ -285,14 +345,14 @@ def read_manifest(capture: Path) -> Manifest:
         else no_capture(capture),
     )
     try:
-        if raw["format_version"] != FORMAT_VERSION or not isinstance(raw["shards"], list):
+        if raw["format_version"] != MANIFEST_VERSION or not isinstance(raw["shards"], list):
             raise TypeError
         files = {
             str(name): [str(digest) for digest in digests] for name, digests in raw.get("files", {}).items()
         }
         return Manifest([Shard.parse(shard) for shard in raw["shards"]], files)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise LvdError(f"{path} is not a manifest.json of format version {FORMAT_VERSION}") from None
+        raise LvdError(f"{path} is not a manifest.json of format version {MANIFEST_VERSION}") from None
 
 
 def write_manifest(capture: Path, manifest: Manifest) -> None:

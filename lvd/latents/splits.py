@@ -13,7 +13,7 @@ from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lvd.latents.format import SPLITS, Sample
+from lvd.latents.format import SPLITS, UNLABELLED, Categories, Sample
 
 FRACTIONS = (0.6, 0.2, 0.2)  # train, val, test
 
@@ -50,18 +50,18 @@ def prompt_keys(sample: Sample) -> set[str]:
 def assign_splits(
     prompts: Sequence[str],
     prompt_ids: Sequence[str],
-    categories: Sequence[tuple[str, ...]],
+    categories: Sequence[Categories],
     seed: int,
     held_out: Collection[int] | None = None,
 ) -> list[str]:
-    """The split of every sample, balanced over the sets of categories.
+    """The split of every sample, balanced over the sets of categories, the safe and the unlabelled ones.
 
     Samples that share a prompt (after `fold`, or nearly) or a prompt_id go together. Whole groups are dealt,
     in an order drawn from `seed`, to the split that is furthest below its share: of the group's own set of
     categories, and of all samples.
 
     `held_out` are the unsafe samples that somebody has chosen for the test split already. Their groups are
-    test, other unsafe ones are not, and safe ones are dealt as ever.
+    test, other unsafe ones are not, and safe and unlabelled ones are dealt as ever.
     """
     group_of = prompt_groups(prompts, prompt_ids)
     members: dict[int, list[int]] = defaultdict(list)
@@ -72,18 +72,26 @@ def assign_splits(
     strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for group, samples in members.items():
         if group not in test:
-            strata[tuple(sorted({name for sample in samples for name in categories[sample]}))].append(group)
+            strata[_stratum([categories[sample] for sample in samples])].append(group)
 
     split_of_group = dict.fromkeys(test, "test")
     rng = random.Random(seed)
     if held_out is None:
         split_of_group |= _deal(strata, members, FRACTIONS, rng)
     else:
-        safe = {stratum: groups for stratum, groups in strata.items() if not stratum}
-        unsafe = {stratum: groups for stratum, groups in strata.items() if stratum}
-        split_of_group |= _deal(safe, members, FRACTIONS, rng)
+        unsafe = {stratum: groups for stratum, groups in strata.items() if set(stratum) - {UNLABELLED.value}}
+        others = {stratum: groups for stratum, groups in strata.items() if stratum not in unsafe}
+        split_of_group |= _deal(others, members, FRACTIONS, rng)
         split_of_group |= _deal(unsafe, members, (*FRACTIONS[:2], 0.0), rng)
     return [split_of_group[group] for group in group_of]
+
+
+def _stratum(group: Sequence[Categories]) -> tuple[str, ...]:
+    """What a group is dealt with: all that is known of its samples; nothing is, if all are unlabelled."""
+    known = [categories for categories in group if categories is not UNLABELLED]
+    if not known:
+        return (UNLABELLED.value,)  # no category has that name
+    return tuple(sorted({name for categories in known for name in categories}))
 
 
 def _deal(

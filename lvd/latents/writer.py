@@ -59,9 +59,9 @@ def begin(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
         LvdError: the name is taken by a capture with other settings or other samples.
     """
     if (capture / "capture.json").is_file():
-        # Library versions and labels may differ between a capture and its continuation, nothing else.
+        # Library versions may differ between a capture and its continuation, nothing else.
         # Whether the layout was given by hand follows from the others, and captures from before do not say.
-        free = ("versions", "labelled", "layout_given")
+        free = ("versions", "layout_given")
         fixed = {name: value for name, value in vars(info).items() if name not in free}
         check_same(capture, fixed, samples)
         return
@@ -95,17 +95,18 @@ def check_same(capture: Path, settings: dict[str, Any], samples: Sequence[Sample
         )
 
 
-def relabel(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
-    """Replace samples.csv and capture.json, whose labels changed.
+def relabel(capture: Path, samples: Sequence[Sample]) -> None:
+    """Replace samples.csv, whose labels changed, and capture.json, where it is of an earlier version.
 
     Killed at any moment, the capture agrees with its manifest, which knows both versions meanwhile, and the
-    same command puts the rest right: the first labels count from when capture.json says so, which is last.
+    same command puts the rest right: the labels count from when samples.csv has them. It says of every sample
+    what its label is, and so means the same beside either capture.json.
 
     Raises:
         LvdError: another process writes the capture, or the files are not those that the manifest knows.
     """
     with disk.errors_as_sentences(capture), alone(capture):
-        contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(info)}
+        contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(read_info(capture))}
         after = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
         manifest = read_manifest(capture) if is_complete(capture) else None
         if manifest is not None:

@@ -20,6 +20,7 @@ from lvd.decide.rules import Decisions, Floats, Rule, Vote, decide
 from lvd.decide.sequential import Sequential
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
+from lvd.latents.format import label_text
 from lvd.latents.reader import CaptureReader
 from lvd.report import figures
 from lvd.report.page import Comparison, ExampleRow, Section, SummaryRow, write_page
@@ -272,7 +273,7 @@ def _examples(
         sample, row = test.samples[place], test.rows[place]
         latents = np.stack([reader[row][:, middle] for reader in readers])
         images = decode_frames(vae, torch.from_numpy(latents).float())
-        sharp = capture.info.labelled and bool(is_safe_N[place]) and not _is_doubted(test, place)
+        sharp = bool(is_safe_N[place]) and not _is_doubted(test, place)
         body.append(
             ExampleRow(
                 sample_id=sample.sample_id,
@@ -347,7 +348,7 @@ def _chosen_examples(test: Scored, rule: Rule, count: int) -> list[int]:
 def _verdict(test: Scored, rule: Rule, decisions: Decisions, place: int, capture: CaptureReader) -> str:
     """What was decided and whether it is right; a step is named by its index, from 0."""
     step, is_unsafe = decisions.step[place], test.label[place]
-    label = ", ".join(test.samples[place].categories) or "safe"
+    label = label_text(test.samples[place].categories).replace("|", ", ")
     if not decisions.unsafe[place]:
         kind = "Missed" if is_unsafe else "Cleared"
         return f"{kind}: labelled {label}, decided safe, certain at step {step}"

@@ -1,25 +1,67 @@
 """What the commands print at their end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lvd.capture.labels import Labelling
 from lvd.decide.metrics import Attribution, Summary
 from lvd.decide.rules import Rule
+from lvd.detect.rows import left_out
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
-from lvd.latents.format import SPLITS, read_info, read_manifest, read_samples
+from lvd.latents.format import (
+    SAFE,
+    SPLITS,
+    UNLABELLED,
+    label_text,
+    read_info,
+    read_manifest,
+    read_samples,
+)
 from lvd.latents.verify import verify
 
+_LISTED = 5  # disagreements on the terminal; all of them are in a file
 
-def print_labels(capture: Path) -> None:
-    """How many samples each category has in each split."""
+
+def print_labelling(labels: Path, found: Labelling) -> None:
+    """What a label file left open in a capture, and where annotators differ."""
+    lines = []
+    if found.unnamed_are == "safe":
+        why = (
+            "lists the unsafe ones of all samples by its columns"
+            if found.by_index
+            else "is read unnamed=safe"
+        )
+        lines.append(f"{labels} {why}: {found.unnamed} samples that it does not name are taken as safe")
+    elif found.unnamed:
+        become = "keep their labels" if found.unnamed_are == "keep" else "are unlabelled"
+        lines.append(f"{labels} does not name {found.unnamed} of {found.samples} samples: they {become}")
+    if found.forgotten:
+        lines.append(f"{found.forgotten} of these had a label: unnamed=keep keeps it")
+    if found.unnamed and found.unnamed_are == "unlabelled" and not found.says_safe:
+        lines.append(f"{labels} says safe of no sample: if it lists the unsafe ones of all, add unnamed=safe")
+    if found.undecided:
+        lines.append(f"{found.undecided} samples are unlabelled since their annotators do not agree enough")
+    if found.disagreements:
+        lines.append(
+            f"{len(found.disagreements)} samples are judged differently, {found.listed} has them all:"
+        )
+    for one in found.disagreements[:_LISTED]:
+        said = ", ".join(f"{who or 'unnamed'}: {label_text(given)}" for who, given in one.judgements.items())
+        lines.append(f"  {one.sample_id} {label_text(one.label)} ({said})")
+    for line in lines:
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
+    """How many samples each category has in each split; with `alpha`, how far annotators agree on it."""
     info = read_info(capture)
     samples = read_samples(capture)
-    if not info.labelled:
+    if not any(sample.is_labelled for sample in samples):
         Console().print(
             f"{capture}: {len(samples)} samples without labels; "
             f"set them with capture.py name={capture.name} labels=FILE.csv"
@@ -29,14 +71,20 @@ def print_labels(capture: Path) -> None:
     table.add_column("category")
     for split in SPLITS:
         table.add_column(split, justify="right")
-    for name in (*info.category_names, "safe"):
-        members = [
-            s.split for s in samples if (name in s.categories or (name == "safe" and not s.categories))
-        ]
-        table.add_row(name, *(str(members.count(split)) for split in SPLITS))
+    if alpha:
+        table.add_column("Krippendorff's alpha", justify="right")
+    groups = {name: [s.split for s in samples if s.has(name)] for name in info.category_names}
+    groups[SAFE] = [s.split for s in samples if s.is_safe]
+    if note := left_out(samples):
+        groups[UNLABELLED.value] = [s.split for s in samples if not s.is_labelled]
+    for name, members in groups.items():
+        agreement = [_number(alpha[name]) if name in alpha else ""] if alpha else []
+        table.add_row(name, *(str(members.count(split)) for split in SPLITS), *agreement)
     console = Console()
     console.print(f"{capture}: {len(samples)} samples, steps {info.steps_text()}")  # wider than the table
     console.print(table)
+    if note:
+        Console(soft_wrap=True).print(note, markup=False, highlight=False)
 
 
 def print_verified(capture: Path) -> None:

@@ -96,9 +96,9 @@ def resolve_cells(
     info = read_info(capture)
     if not (capture / "manifest.json").is_file():
         raise LvdError(f"capture {capture} is not complete: run capture.py again to go on with it")
-    if not info.labelled:
-        raise LvdError(f"capture {capture} has no labels: capture.py name={capture.name} labels=FILE.csv")
     samples = read_samples(capture)
+    if not any(sample.is_labelled for sample in samples):
+        raise LvdError(f"capture {capture} has no labels: capture.py name={capture.name} labels=FILE.csv")
 
     problems = []
     indices, unknown = _known(categories, len(info.category_names), info.category_names)

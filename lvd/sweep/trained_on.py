@@ -13,7 +13,7 @@ from lvd.errors import LvdError
 from lvd.latents.format import CaptureInfo, Sample, has_fields, read_info, read_json, read_samples, write_json
 from lvd.latents.splits import prompt_keys
 
-_NO_ORIGIN = {"format_version", "labelled", "versions", "recorded_steps", "imported"}
+_NO_ORIGIN = {"format_version", "versions", "recorded_steps", "imported"}
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,15 @@ class TrainedOn:
 
     capture: str  # its name then
     origin: dict[str, Any]
-    trained: frozenset[str]  # keys of the prompts of the train split
-    selected: frozenset[str]  # and of the val split, which checkpoints were selected on
+    trained: frozenset[str]  # keys of the prompts of the train split's labelled samples
+    selected: frozenset[str]  # and of the val split's, which checkpoints were selected on
 
     @classmethod
     def of(cls, capture: Path) -> "TrainedOn":
         keys = {"train": set[str](), "val": set[str](), "test": set[str]()}
         for sample in read_samples(capture):
-            keys[sample.split] |= prompt_keys(sample)
+            if sample.is_labelled:  # nothing is learned from the others
+                keys[sample.split] |= prompt_keys(sample)
         origin = origin_of(read_info(capture))
         return cls(capture.name, origin, frozenset(keys["train"]), frozenset(keys["val"]))
 
