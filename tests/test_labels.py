@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Shell
-from conftest import NAMES, write_capture
+from conftest import FIVE, NAMES, write_capture
 
 from lvd.capture.agreement import alpha_by_category, consensus, krippendorff_alpha
 from lvd.capture.labels import label
@@ -94,6 +94,8 @@ def test_of_60_samples_with_20_labelled_40_are_in_no_rate(
     assert not scored & unlabelled
     summary = read_json(train.run_dir / "evaluation" / "summary.json")
     assert sum(summary["n_unlabelled"].values()) == 40
+    card = (train.run_dir / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert f"({summary['n_unlabelled']['test']} unlabelled ones are in no rate)" in card
     assert summary["n_test"] == sum(s.split == "test" and s.is_labelled for s in samples)
     assert "unlabelled samples of tiny are in no rate" in (
         train.run_dir / "evaluation" / "report.html"
@@ -119,6 +121,18 @@ def test_the_old_meaning_has_to_be_asked_for_and_is_said(
     assert unnamed <= {sample.sample_id for sample in read_samples(capture) if sample.is_safe}
     ran = capture_command("name=tiny", f"labels={labels}")
     assert "50 of these had a label: unnamed=keep keeps it" in ran.out
+
+
+def test_the_papers_columns_list_the_unsafe_ones_of_all_and_that_is_said(
+    train: Shell, capture_command: Shell
+) -> None:
+    capture = write_capture(train.directory / "captures" / "tiny", 12, labelled=False, category_names=FIVE)
+    labels = write_labels(capture, "0,3,,5,", header="1,2,3,4,5")
+    ran = capture_command("name=tiny", f"labels={labels}")
+    assert "lists the unsafe ones of all samples by its columns: 9 samples that it does not name" in ran.out
+    assert sum(sample.is_safe for sample in read_samples(capture)) == 9
+    capture_command("name=tiny", f"labels={labels}", "unnamed=unlabelled")
+    assert [s.sample_id for s in read_samples(capture) if s.is_labelled] == ["s000", "s003", "s005"]
 
 
 @pytest.mark.parametrize(

@@ -389,8 +389,14 @@ def test_a_split_that_was_dealt_is_kept_and_no_prompt_is_in_two(
         assert (splits[row] == "test") == (scenes[row] in taken_along)
 
 
-def test_without_safe_videos_those_in_no_list_are_the_safe_ones(files: PaperFiles) -> None:
+def test_without_safe_videos_those_in_no_list_are_the_safe_ones(
+    files: PaperFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = read_samples(files.import_to("capture", safe=None))
+    taken = sum(sample.is_safe for sample in samples)
+    assert f"{taken} videos in no column of {files.directory / 'labels.csv'} are taken as safe" in (
+        capsys.readouterr().out
+    )
     assert len(samples) == 36
     assert [s.sample_id for s in samples if not s.categories] == ["0032", "0033", "0034", "0035"]
 

@@ -51,7 +51,7 @@ def print_labelling(labels: Path, found: Labelling) -> None:
             f"{len(found.disagreements)} samples are judged differently, {found.listed} has them all:"
         )
     for one in found.disagreements[:_LISTED]:
-        said = ", ".join(f"{who or 'unnamed'}: {label_text(given)}" for who, given in one.judgements.items())
+        said = ", ".join(f"{who or 'no name'}: {label_text(given)}" for who, given in one.judgements.items())
         lines.append(f"  {one.sample_id} {label_text(one.label)} ({said})")
     for line in lines:
         Console(soft_wrap=True).print(line, markup=False, highlight=False)
