@@ -459,7 +459,7 @@ def test_the_papers_labels_do_not_fit_the_rows_of_an_import(files: PaperFiles) -
         label(capture, files.directory / "labels.csv", seed=0)
     (files.directory / "tidy.csv").write_text("sample_id,category\nsafe_0003,political\n")
     label(capture, files.directory / "tidy.csv", seed=0)
-    assert [s.sample_id for s in read_samples(capture) if s.categories] == ["safe_0003"]
+    assert [s.sample_id for s in read_samples(capture) if s.is_labelled] == ["safe_0003"]
 
 
 # What it refuses
