@@ -4,9 +4,8 @@ import json
 import runpy
 import struct
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -14,8 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 ROOT = Path(__file__).parent.parent
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(NamedTuple):
     """What a command line came to."""
 
     code: int
@@ -24,7 +22,10 @@ class Ran:
 
 
 class Shell:
-    """Runs a command's own `__main__` in this process, in a directory of its own: no imports to wait for."""
+    """Runs a command's own `__main__` in this process, in a directory of its own: no imports to wait for.
+
+    The command is a file, as in `python train.py`, or a module, as in `python -m lvd.guard.audit`.
+    """
 
     def __init__(
         self, script: str, directory: Path, patch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -35,13 +36,16 @@ class Shell:
         for name in ("HYDRA_FULL_ERROR", "TQDM_DISABLE", "WANDB_SILENT"):  # set by a command; restored after
             patch.setenv(name, "1")
 
-    def __call__(self, *arguments: str) -> Ran:
+    def __call__(self, *arguments: str | Path) -> Ran:
         self._patch.chdir(self.directory)
-        self._patch.setattr(sys, "argv", [self.script, *arguments])
+        self._patch.setattr(sys, "argv", [self.script, *map(str, arguments)])
         self._capfd.readouterr()
         code = 0
         try:
-            runpy.run_path(str(ROOT / self.script), run_name="__main__")
+            if self.script.endswith(".py"):
+                runpy.run_path(str(ROOT / self.script), run_name="__main__")
+            else:
+                runpy.run_module(self.script, run_name="__main__")
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         finally:

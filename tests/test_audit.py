@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Shell
 from conftest import StubPipeline, stub_guard
 
 from lvd.errors import LvdError
@@ -353,20 +353,8 @@ def test_a_process_that_was_killed_leaves_a_log_that_goes_on(path: Path) -> None
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["audit", *map(str, arguments)])
-        code = 0
-        try:
-            audit_module.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
+    return Shell("lvd.guard.audit", tmp_path, monkeypatch, capfd)
 
 
 def test_the_command_tells_the_head_of_an_unbroken_log(command: Any, whole: Path) -> None:

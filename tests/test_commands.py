@@ -1,8 +1,6 @@
 """What a person sees who types a command and nothing else."""
 
 import errno
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,13 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("command", ["capture.py", "train.py", "evaluate.py"])
-def test_help_shows_examples_of_this_program(command: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert shown.count(f"python {command}") >= 2
-    assert "Settings, with their present values" in shown
+def test_help_shows_examples_of_this_program(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = Shell(command, tmp_path, monkeypatch, capfd)("--help")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.count(f"python {command}") >= 2
+    assert "Settings, with their present values" in ran.out
 
 
 @pytest.mark.parametrize(

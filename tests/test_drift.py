@@ -1,12 +1,12 @@
 """The drift monitor: against MAPIE's martingale, its false alarms by simulation, and what it notices."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import Ran, Shell
 from conftest import bundle_info, untrained_run
 from mapie.exchangeability_testing import OnlineMartingaleTest
 from scipy.stats import binomtest, kstest
@@ -83,6 +83,7 @@ def test_a_change_after_a_long_quiet_time_is_noticed_too() -> None:
 # ---- the command
 
 STEPS, BOUNDARY = 4, 3.0
+Watch = Callable[[Path, Path], Ran]
 
 
 @pytest.fixture
@@ -110,30 +111,31 @@ def log_of(path: Path, digest: str, margins: np.ndarray, prompts: int = 10_000) 
     return path
 
 
-def watched(log: Path, bundle: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lvd.guard.drift", log, "--bundle", bundle]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Watch:
+    shell = Shell("lvd.guard.drift", tmp_path, monkeypatch, capfd)
+    return lambda log, bundle: shell(log, "--bundle", bundle)
 
 
 def test_a_log_of_traffic_like_the_calibration_set_raises_no_alarm(
-    bundle: tuple[Path, str], tmp_path: Path
+    bundle: tuple[Path, str], tmp_path: Path, watched: Watch
 ) -> None:
     margins = np.random.default_rng(1).normal(-4, 1, 200)
     log = log_of(tmp_path / "audit.jsonl", bundle[1], np.r_[margins, np.full(50, 2.0)])
     log_of(log, "e" * 64, np.full(100, -0.5))  # another bundle's decisions
     ran = watched(log, bundle[0])
-    assert ran.returncode == 0, ran.stderr
-    assert "250 decisions, 200 safe videos of as many prompts" in ran.stdout
-    assert "no change seen" in ran.stdout
+    assert ran.code == 0, ran.err
+    assert "250 decisions, 200 safe videos of as many prompts" in ran.out
+    assert "no change seen" in ran.out
 
 
 def test_a_prompt_that_is_sampled_again_and_again_is_no_drift(
-    bundle: tuple[Path, str], tmp_path: Path
+    bundle: tuple[Path, str], tmp_path: Path, watched: Watch
 ) -> None:
     margins = np.random.default_rng(1).normal(-4, 1, 30)
     ran = watched(log_of(tmp_path / "audit.jsonl", bundle[1], np.tile(margins, 20), prompts=30), bundle[0])
-    assert ran.returncode == 0, ran.stdout
-    assert "600 decisions, 30 safe videos of as many prompts" in ran.stdout
+    assert ran.code == 0, ran.out
+    assert "600 decisions, 30 safe videos of as many prompts" in ran.out
 
 
 def test_the_ranks_against_a_calibrated_rules_reference_are_uniform() -> None:
@@ -165,29 +167,29 @@ def test_a_probability_of_no_kind_is_refused() -> None:
             DriftMonitor([], false_alarm=false_alarm)
 
 
-def test_a_log_of_other_traffic_raises_one(bundle: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_log_of_other_traffic_raises_one(bundle: tuple[Path, str], tmp_path: Path, watched: Watch) -> None:
     margins = np.random.default_rng(1).normal(-1.5, 0.5, 100)
     ran = watched(log_of(tmp_path / "audit.jsonl", bundle[1], margins), bundle[0])
-    assert ran.returncode == 1
-    assert "traffic no longer looks like what the bundle was calibrated for" in ran.stdout
+    assert ran.code == 1
+    assert "traffic no longer looks like what the bundle was calibrated for" in ran.out
 
 
-def test_a_log_that_was_edited_is_an_error(bundle: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_log_that_was_edited_is_an_error(bundle: tuple[Path, str], tmp_path: Path, watched: Watch) -> None:
     log = log_of(tmp_path / "audit.jsonl", bundle[1], np.full(10, -4.0))
     log.write_text(log.read_text().replace("safe", "SAFE", 1))
     ran = watched(log, bundle[0])
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.startswith(f"error: {log} line 1: record 1 was edited")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: {log} line 1: record 1 was edited")
 
 
 def test_a_log_without_decisions_of_the_bundle_or_a_vote_is_an_error(
-    bundle: tuple[Path, str], tiny_pipeline: Any, tmp_path: Path
+    bundle: tuple[Path, str], tiny_pipeline: Any, tmp_path: Path, watched: Watch
 ) -> None:
     log = log_of(tmp_path / "audit.jsonl", "e" * 64, np.full(10, -4.0))
     ran = watched(log, bundle[0])
-    assert ran.returncode == 2
-    assert f"has no decision of the bundle {bundle[1]}" in ran.stderr
+    assert ran.code == 2
+    assert f"has no decision of the bundle {bundle[1]}" in ran.err
     export_bundle(tmp_path / "votes" / "bundle", tmp_path / "run", bundle_info(tiny_pipeline))
     ran = watched(log, tmp_path / "votes" / "bundle")
-    assert ran.returncode == 2
-    assert "decides by vote, which guarantees nothing that could be lost" in ran.stderr
+    assert ran.code == 2
+    assert "decides by vote, which guarantees nothing that could be lost" in ran.err

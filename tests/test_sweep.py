@@ -1,6 +1,5 @@
 import json
 import shutil
-import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -169,17 +168,14 @@ def test_hydra_makes_250_jobs_of_the_grid(
 # ---- the plan
 
 
-def test_the_plan_counts_250_jobs_and_runs_nothing(wide: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *GRID, "plan=true", "name=wide"],
-        cwd=wide,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "250 jobs" in done.stdout
-    assert "250 to do" in done.stdout
-    assert all(name in done.stdout for name in FIVE)
+def test_the_plan_counts_250_jobs_and_runs_nothing(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = Shell("train.py", wide, monkeypatch, capfd)(*GRID, "plan=true", "name=wide")
+    assert (ran.code, ran.err) == (0, "")
+    assert "250 jobs" in ran.out
+    assert "250 to do" in ran.out
+    assert all(name in ran.out for name in FIVE)
     assert sorted(path.name for path in wide.iterdir()) == ["captures"]
 
 
