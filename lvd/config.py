@@ -542,6 +542,9 @@ def _require(condition: bool, sentence: str) -> None:
 # Our launcher configurations bear their plugins' names, and are checked by the plugins' schemas for that.
 warnings.filterwarnings("ignore", message="\\s*'hydra/launcher/.*validated against ConfigStore schema")
 
+# For each composition, and 90 times for --help, Hydra copies its store of schemas, which it then only reads.
+ConfigStore.__deepcopy__ = lambda store, _memo: store  # type: ignore[attr-defined]
+
 _STORE = ConfigStore.instance()
 _STORE.store(name="capture_schema", node=CaptureConfig)
 _STORE.store(name="train_schema", node=TrainConfig)

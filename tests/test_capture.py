@@ -5,10 +5,8 @@ import io
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -533,36 +531,6 @@ def start_command(directory: Path, arguments: list[str]) -> "subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.mark.long
-def test_a_capture_killed_at_work_goes_on_and_is_the_uninterrupted_one(
-    tiny_pipeline_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prompts = write_prompts(tmp_path / "prompts.csv", 8)
-    settings = {"prompts": prompts, "name": "mine", "batch_size": 1}
-    killed = start_command(tmp_path, command(tiny_pipeline_path, tmp_path / "killed", **settings))
-    capture = tmp_path / "killed" / "mine"
-    try:
-        while not list(capture.glob("journal/batch_??????")):
-            assert killed.poll() is None, killed.communicate()[1]
-            time.sleep(0.005)
-    finally:
-        killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    there = len(journal.journalled(capture))
-    assert 1 <= there < 8
-
-    run_here(monkeypatch, *command(tiny_pipeline_path, tmp_path / "killed", **settings))
-    assert f"{there} of 8 samples are there" in capsys.readouterr().out
-    run_here(monkeypatch, *command(tiny_pipeline_path, tmp_path / "whole", **settings))
-    assert np.array_equal(latents(capture), latents(tmp_path / "whole" / "mine"))
-    assert read_samples(capture) == read_samples(tmp_path / "whole" / "mine")
 
 
 def test_capture_then_labels_through_the_command_line(

@@ -1,13 +1,10 @@
 """Captures that are killed and disks that are full: nothing is half there, and the same command goes on."""
 
 import csv
-import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 from commands import Shell
 from conftest import capture_info, latents_of, make_samples
+from forks import Command
 from safetensors import safe_open
 from test_capture import PROMPTS, everything_in
 
@@ -30,98 +28,6 @@ from lvd.latents.verify import verify
 ROOT = Path(__file__).parents[1]
 STEPS, VIDEOS = 4, 12
 KILLS = 50
-
-# capture.py as a person runs it, but that Python's imports, seconds of every start, are paid for once: this
-# process imports everything, and each line that it reads, a command line, is run by a forked child of it.
-FORK_SERVER = """
-import json, os, runpy, signal, sys, time
-import diffusers, h5py, hydra, pandas, scipy.sparse, torch, transformers
-import lvd.capture.recorder, lvd.capture.prompts, lvd.config, lvd.report.tables
-from diffusers import DiffusionPipeline
-from hydra.core.plugins import Plugins
-torch.set_num_threads(1)
-Plugins.instance()
-DiffusionPipeline.from_pretrained(sys.argv[1])  # imports more; each child loads its own all the same
-print("ready", flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    child = os.fork()
-    if not child:
-        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1), os.dup2(output, 2)
-        os.chdir(request["directory"])
-        sys.argv = ["capture.py", *request["arguments"]]
-        code = 0
-        try:
-            runpy.run_path(request["script"], run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code or 0
-        sys.stdout.flush()
-        os._exit(code)
-    if request["kill_after"] is not None:
-        while request["kill_when"] and not os.path.exists(request["kill_when"]):
-            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                break
-        time.sleep(request["kill_after"])
-        os.kill(child, signal.SIGKILL)  # it was not waited for: whatever it did, the number is still its own
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
-
-
-class ForkServer:
-    """Starts `capture.py` in milliseconds."""
-
-    def __init__(self, pipeline: Path) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", FORK_SERVER, str(pipeline)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == "ready\n"
-
-    def run(
-        self,
-        directory: Path,
-        arguments: list[str],
-        kill_after: float | None = None,
-        kill_when: Path | None = None,
-    ) -> tuple[int, str]:
-        """The exit status and output of a command line.
-
-        It is killed after some seconds, counted from when the path `kill_when` is there, if it still runs.
-        """
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        output = directory / "output.txt"
-        request = {
-            "script": str(ROOT / "capture.py"),
-            "directory": str(directory),
-            "arguments": arguments,
-            "output": str(output),
-            "kill_after": kill_after,
-            "kill_when": None if kill_when is None else str(kill_when),
-        }
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline()), output.read_text()
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def server(tiny_pipeline_path: Path) -> Iterator[ForkServer]:
-    server = ForkServer(tiny_pipeline_path)
-    yield server
-    server.close()
 
 
 def arguments(pipeline: Path, name: str, *more: str) -> list[str]:
@@ -162,11 +68,16 @@ def check_what_counts(capture: Path) -> set[str]:
 
 @pytest.mark.long
 def test_fifty_kills_lose_at_most_the_batch_in_flight_and_change_no_bit(
-    server: ForkServer, folder: Path, tiny_pipeline_path: Path
+    folder: Path, tiny_pipeline_path: Path
 ) -> None:
     """Killed at random moments of the whole run, and every fifth time in the closing pass."""
+
+    def start(name: str) -> Command:
+        return Command(ROOT / "capture.py", arguments(tiny_pipeline_path, name), folder)
+
+    assert start("warmed_up").wait()[0] == 0  # the first has more to import
     started = time.monotonic()
-    code, output = server.run(folder, arguments(tiny_pipeline_path, "whole"))
+    code, output = start("whole").wait()
     seconds = time.monotonic() - started
     assert code == 0, output
     whole = everything_in(folder / "captures" / "whole")
@@ -175,11 +86,15 @@ def test_fifty_kills_lose_at_most_the_batch_in_flight_and_change_no_bit(
     kills, captures, stages = 0, 0, {"before a batch": 0, "journal": 0, "closing": 0, "complete": 0}
     capture, there = folder / "captures" / "mine", set[str]()
     while kills < KILLS:
-        when = None
-        delay = rng.uniform(0, seconds)
+        process = start("mine")
         if kills % 5 == 4:
-            when, delay = capture / "journal" / "shards.json", rng.uniform(0, 0.02)
-        code, output = server.run(folder, arguments(tiny_pipeline_path, "mine"), delay, when)
+            while process.code is None and not (capture / "journal" / "shards.json").exists():
+                pass
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        code, output = process.wait()
         assert code in (0, -signal.SIGKILL), output
         kills += code != 0
         now = check_what_counts(capture) if capture.exists() else set[str]()
@@ -192,14 +107,14 @@ def test_fifty_kills_lose_at_most_the_batch_in_flight_and_change_no_bit(
         else:
             stages["journal" if there else "before a batch"] += 1
         if writer.is_complete(capture):  # the same command tidies up, if that was left; then begin anew
-            code, output = server.run(folder, arguments(tiny_pipeline_path, "mine"))
+            code, output = start("mine").wait()
             assert code == 0, output
             assert everything_in(capture) == whole
             captures += 1
             shutil.rmtree(capture)
             there = set()
     if capture.exists():
-        code, output = server.run(folder, arguments(tiny_pipeline_path, "mine"))
+        code, output = start("mine").wait()
         assert code == 0, output
         assert everything_in(capture) == whole
     print(f"{kills} kills, {captures} captures made whole again; found in: {stages}")

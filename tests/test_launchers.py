@@ -19,6 +19,7 @@ import pytest
 import slurm
 from commands import ROOT, spoil
 from conftest import FIVE
+from forks import Command
 
 pytestmark = pytest.mark.long
 GRID = ["-m", "category=0..4", "step=0..3", "name=wide", "accelerator=cpu", "threads=1", "logger=none"]
@@ -28,35 +29,25 @@ KILLED = "three/step_01"
 
 
 class Sweep:
-    """train.py in a process of its own, in a folder with a copy of the capture `wide`."""
+    """train.py in processes of its own, in a folder with a copy of the capture `wide`."""
 
     def __init__(self, folder: Path, wide: Path, environment: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.run = folder / "runs" / "wide"
         shutil.copytree(wide / "captures", folder / "captures")
-        self._environment = {
+        self.environment = {
             **(environment or os.environ),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "250",
             "PYTHONPATH": str(ROOT),  # for the workers of ray and SLURM, when lvd is not installed
         }
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *GRID, *arguments],
-            cwd=self.folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, *arguments: str) -> Command:
+        return Command(ROOT / "train.py", [*GRID, *arguments], self.folder, self.environment)
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         """The exit status, and what was printed."""
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=400)
-        return process.returncode, out + err
+        return self.start(*arguments).wait()
 
     def results(self) -> dict[str, dict[str, Any]]:
         return {
@@ -77,10 +68,11 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def uninterrupted(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The outcome of the 20 jobs, one after the other."""
+    """The outcome of the 20 jobs, one after the other, in a process that nothing was imported for."""
     sweep = Sweep(tmp_path_factory.mktemp("uninterrupted"), wide)
-    code, printed = sweep()
-    assert code == 0, printed
+    subprocess.run(
+        [sys.executable, ROOT / "train.py", *GRID], cwd=sweep.folder, env=sweep.environment, check=True
+    )
     outcome = sweep.outcome()
     assert len(outcome) == 20
     return outcome
@@ -174,12 +166,12 @@ def test_killed_ten_times_over_and_completed_it_equals_an_uninterrupted_sweep(
     for _ in range(10):
         before, jobs = begun(), chance.randint(1, 2)
         process = sweep.start()
-        while process.poll() is None and len(begun() - before) < jobs:
+        while process.code is None and len(begun() - before) < jobs:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.25))  # ten lives together must not do all 20 jobs
-        assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        assert process.code is None, process.wait()
+        process.signal_group(signal.SIGKILL)
+        process.wait()
         done.append(len(sweep.results()))
     print(f"results after each kill: {done}")
     assert 0 < done[-1] < 20
@@ -199,14 +191,14 @@ def test_ctrl_c_stops_the_sweep_and_no_job_has_failed(
     sweep = Sweep(tmp_path, wide)
     name, *options = launcher
     process = sweep.start(f"hydra/launcher={name}", *options)
-    while process.poll() is None and len(sweep.results()) < 2:
+    while process.code is None and len(sweep.results()) < 2:
         time.sleep(0.05)
     time.sleep(0.2)  # well into the next job's training
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
-    assert "interrupted: the same command goes on from here" in err
-    assert "Traceback" not in out + err
+    process.signal_group(signal.SIGINT)  # as a terminal does
+    code, printed = process.wait(60)
+    assert code == 130, printed
+    assert "interrupted: the same command goes on from here" in printed
+    assert "Traceback" not in printed
     results = sweep.results()
     assert 2 <= len(results) < 20
     assert {result["status"] for result in results.values()} == {"done"}

@@ -5,8 +5,6 @@ import pickle
 import random
 import runpy
 import shutil
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import pytest
 import torch
 from commands import ROOT, Ran, Shell
 from conftest import StubPipeline, stub_guard
+from forks import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from papers_code import papers_code
@@ -678,18 +677,16 @@ def test_an_import_killed_again_and_again_ends_as_one_that_was_not(shell: Shell,
     draw = random.Random(0)
     there: set[str] = set()
     kills = 0
+    (tmp_path / "capture.py").write_text(SLOW_IMPORT)
     while not writer.is_complete(capture) and kills < 4:
-        killed = subprocess.Popen(
-            [sys.executable, "-c", SLOW_IMPORT, *COMMAND], cwd=tmp_path, stderr=subprocess.PIPE
-        )
+        killed = Command(tmp_path / "capture.py", COMMAND, tmp_path)
         reached = len(there) + draw.randint(1, 8)
         while len(list(capture.glob("journal/batch_*[0-9]"))) < reached:  # one video each
-            assert killed.poll() is None, killed.communicate()[1]
+            assert killed.code is None, killed.wait()
             time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.005))
         killed.kill()
-        killed.communicate()
-        kills += killed.returncode != 0
+        kills += killed.wait()[0] != 0
         if not writer.is_complete(capture):
             assert there < journal.journalled(capture)
             there = journal.journalled(capture)
@@ -703,9 +700,7 @@ def test_an_import_killed_again_and_again_ends_as_one_that_was_not(shell: Shell,
 
 # capture.py, a video at a time, so that there are moments to be killed at
 SLOW_IMPORT = f"""
-import runpy, sys
-sys.path.insert(0, {str(ROOT)!r})
-sys.argv[0] = "capture.py"
+import runpy
 import lvd.capture.uvd
 lvd.capture.uvd._BATCH_BYTES = 1
 runpy.run_path({str(ROOT / "capture.py")!r}, run_name="__main__")
