@@ -26,7 +26,8 @@ test-long: .venv/installed
 clean:
 	rm -rf .venv captures runs
 
+# Not compiled, which takes a minute: Python compiles what is imported.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	touch $@

@@ -55,6 +55,11 @@ class Captured:
         steps = [self.reader.step(step).read([0, 1]) for step in range(self.info.steps)]
         return torch.from_numpy(np.stack(steps, axis=1))
 
+    @functools.cached_property
+    def heard(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each batch, sampled without lvd: x0 by the scheduler's inputs, and the latent it ends on."""
+        return [sampled_unheard(self, batch) for batch in self.batches()]
+
     def batches(self) -> list[list[Sample]]:
         """As capture.py calls the pipeline: samples with an input one by one."""
         samples = self.reader.samples
@@ -158,6 +163,7 @@ class Guarded:
     unguarded: list[Tensor]
     outcomes: list[str]
     why: list[str]
+    guard: Guard
 
 
 def guard(captured: Captured) -> Guarded:
@@ -171,6 +177,7 @@ def guard(captured: Captured) -> Guarded:
         unguarded,
         [decision.outcome for decision in decisions],
         [decision.why for decision in decisions],
+        blocking,
     )
 
 
@@ -182,18 +189,16 @@ def blocking_one(captured: Captured) -> Guard:
     return Guard(random_bundle(captured.info, sum(highest) / 2))
 
 
-def left_behind(captured: Captured) -> list[tuple[int, ...]]:
+def left_behind(captured: Captured, guarded: Guarded) -> list[tuple[int, ...]]:
     """The shapes of the tensors, as large as a latent, that a call with a blocked sample leaves behind.
 
-    Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes.
+    Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes. These are not
+    the guard's first calls.
     """
-    blocking = blocking_one(captured)
-    for batch in captured.batches():
-        captured.guarded(blocking, batch)
     found, smallest = [], math.prod(captured.info.latent_shape)
     for batch in captured.batches():
         before = _tensors(smallest)
-        outcomes = [decision.outcome for decision in captured.guarded(blocking, batch).decisions]
+        outcomes = [decision.outcome for decision in captured.guarded(guarded.guard, batch).decisions]
         if "unsafe" in outcomes:
             found += [tuple(tensor.shape) for key, tensor in _tensors(smallest).items() if key not in before]
     return found
@@ -201,18 +206,20 @@ def left_behind(captured: Captured) -> list[tuple[int, ...]]:
 
 def _tensors(smallest: int) -> dict[int, Tensor]:
     gc.collect()
-    tensors = (found for found in gc.get_objects() if isinstance(found, Tensor))
+    tensors = (found for found in gc.get_objects() if issubclass(type(found), Tensor))
     return {id(tensor): tensor for tensor in tensors if tensor.numel() >= smallest}
 
 
 def is_what_it_heard(captured: Captured) -> bool:
     """Whether every stored x0 is the one that the inputs of `scheduler.step` give, bit for bit."""
-    heard = torch.cat([x0_of_inputs(captured, batch) for batch in captured.batches()])
-    return torch.equal(heard.half(), captured.x0())
+    return torch.equal(torch.cat([x0 for x0, _ in captured.heard]).half(), captured.x0())
 
 
-def x0_of_inputs(captured: Captured, batch: list[Sample]) -> Tensor:
-    """`[B, steps, C, F, H, W]` from what the scheduler is given in a call that nothing of lvd listens to."""
+def sampled_unheard(captured: Captured, batch: list[Sample]) -> tuple[Tensor, Tensor]:
+    """What the scheduler is given and the pipeline returns in a call that nothing of lvd listens to.
+
+    x0 `[B, steps, C, F, H, W]` from the scheduler's inputs, and the last latent `[B, C, F, H, W]`.
+    """
     scheduler = captured.pipe.scheduler
     original = type(scheduler).step
     signature = inspect.signature(original)
@@ -227,21 +234,20 @@ def x0_of_inputs(captured: Captured, batch: list[Sample]) -> Tensor:
         return original(self, *args, **kwargs)
 
     with patch.object(type(scheduler), "step", step):
-        captured.sample(batch, "latent")
-    return torch.stack(x0, dim=1)
+        final = captured.sample(batch, "latent")
+    return torch.stack(x0, dim=1), unfold(captured, final, len(batch))
 
 
 def ends_on_its_last_x0(captured: Captured) -> bool:
     """Whether the last stored x0 is the latent that the pipeline returns, to float16."""
     last = captured.x0()[:, -1]
     row = 0
-    for batch in captured.batches():
-        final = unfold(captured, captured.sample(batch, "latent"), len(batch))
+    for _, final in captured.heard:
         given = final.shape[2] - last.shape[2]  # frames that are not sampled
-        error = (final[:, :, given:].float() - last[row : row + len(batch)].float()).abs().max()
+        error = (final[:, :, given:].float() - last[row : row + len(final)].float()).abs().max()
         if not error <= 2e-3 * final.abs().max():
             return False
-        row += len(batch)
+        row += len(final)
     return row == len(last)
 
 

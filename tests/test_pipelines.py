@@ -94,7 +94,7 @@ def test_a_pipeline_is_captured_and_guarded(tiny: Tiny, tmp_path: Path) -> None:
     guarded = guard(captured)
     assert sorted(guarded.outcomes) == ["safe", "unsafe"], guarded.why
     assert blocked_one_and_left_the_other(guarded)
-    assert left_behind(captured) == []
+    assert left_behind(captured, guarded) == []
 
 
 def test_every_known_pipeline_is_run() -> None:

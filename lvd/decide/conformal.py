@@ -72,7 +72,7 @@ def _marginal(by_prompt: Mapping[Hashable, list[float]], alpha: float) -> float:
     """The 1 - alpha quantile of the weighted statistics, with a prompt's weight at infinity."""
     whole = math.lcm(*map(len, by_prompt.values()))  # a prompt's weight, so that each video's is an integer
     weighted = sorted((value, whole // len(of)) for of in by_prompt.values() for value in of)
-    wanted = (1 - _exact(alpha)) * (len(by_prompt) + 1) * whole
+    wanted = math.ceil((1 - _exact(alpha)) * (len(by_prompt) + 1) * whole)
     reached = 0
     for value, weight in weighted:
         reached += weight
