@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core, with one thread each: more would get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
-.PHONY: demo test test-long clean
+.PHONY: demo test types suite test-long clean
 
 demo: .venv/installed
 	$(BIN)/python capture.py pipeline=demo prompts=lvd/demo/prompts.csv name=demo
@@ -16,8 +16,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --jobs 2 types suite
+
+types: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+suite: .venv/installed
 	$(PYTEST) --dist worksteal
 
 test-long: .venv/installed

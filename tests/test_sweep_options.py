@@ -262,7 +262,12 @@ def test_a_project_is_wandbs_alone(train: Shell, captured: Path) -> None:
 
 
 @pytest.mark.long
-def test_20_jobs_in_one_process_are_20_wandb_runs(train: Shell, wide: Path) -> None:
+def test_20_jobs_in_one_process_are_20_wandb_runs(
+    train: Shell, wide: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+    from wandb.cli.cli import cli
+
     shutil.copytree(wide / "captures" / "wide", train.directory / "captures" / "tiny")
     assert train("-m", "category=0..4", "step=0..3", *TINY).code == 0
     results, ids = train.results(), set()
@@ -271,20 +276,14 @@ def test_20_jobs_in_one_process_are_20_wandb_runs(train: Shell, wide: Path) -> N
         (run,) = (train.run_dir / place / "wandb").glob("offline-run-*")
         records = wandb_records(train.run_dir / place)
         assert [r.exit.exit_code for r in records if r.WhichOneof("record_type") == "exit"] == [0]
-        shown = subprocess.run(
-            ["wandb", "leet", "inspect", "--summary", "--json", str(run)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        ).stdout
-        inspected = json.loads(shown)
+        with pytest.raises(SystemExit):
+            cli.main(["leet", "inspect", "--summary", "--json", str(run)])
+        inspected = json.loads(capfd.readouterr().out)
         ids.add(run.name.rpartition("-")[2])
         summary = inspected.get("summary", inspected)
         assert summary["best/auroc"] == pytest.approx(result["metrics"]["auroc"])
         assert f"tiny/{place}" in str([r.run.display_name for r in records])
     assert len(ids) == 20
-    import wandb
-
     assert wandb.run is None
 
 
