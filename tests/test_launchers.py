@@ -93,7 +93,7 @@ def killed(directory: Path) -> Iterator[list[int]]:
 
     def watch() -> None:
         while not found and not over.wait(0.01):
-            for process in Path("/proc").glob("[0-9]*"):
+            for process in Path("/proc").glob("[0-9]*") if log.exists() else ():
                 try:
                     held = any(link.readlink() == log for link in (process / "fd").iterdir())
                 except OSError:  # it has ended meanwhile
