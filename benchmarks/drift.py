@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from lvd.decide.drift import DriftMonitor
+from lvd.decide.martingale import DriftMonitor
 
 RUNS, VIDEOS = 100, 1000
 SIZES, SHIFTS = (60, 200, 1000), (0.0, 0.25, 0.5, 1.0, 2.0)

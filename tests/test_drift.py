@@ -11,9 +11,9 @@ from conftest import bundle_info, untrained_run
 from mapie.exchangeability_testing import OnlineMartingaleTest
 from scipy.stats import binomtest, kstest
 
-import lvd.decide.drift
+import lvd.decide.martingale
 from lvd.decide.calibrate import calibrate
-from lvd.decide.drift import DriftMonitor
+from lvd.decide.martingale import DriftMonitor
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
 from lvd.guard import AuditLog
@@ -33,7 +33,7 @@ def p_values_of(reference: list[float], live: list[float], seed: int) -> list[fl
 
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.5])
 def test_the_capital_is_that_of_the_simple_jumper(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lvd.decide.drift, "_RATES", (rate,))
+    monkeypatch.setattr(lvd.decide.martingale, "_RATES", (rate,))
     rng = np.random.default_rng(0)
     reference, live = rng.integers(0, 9, 30).tolist(), rng.integers(2, 12, 200).tolist()
     monitor = DriftMonitor(reference, seed=3, false_alarm=1e-12)  # it stops betting at the alarm

@@ -229,6 +229,25 @@ def test_step_by_step_it_decides_as_on_the_whole_table(
         assert bool(crossed) == bool(whole.unsafe[row])
 
 
+def test_a_step_reads_no_more_of_the_rule_than_its_own_weights() -> None:
+    """Boundaries and policies are looked at once a sample, not once a step."""
+
+    class Counted(tuple[Any, ...]):
+        reads = 0
+
+        def __iter__(self) -> Any:
+            Counted.reads += 1
+            return super().__iter__()
+
+    rule = Sequential(EVIDENCE, Counted([9.0] * 3), Counted(["block"] * 3), 0.05, "marginal", 99)
+    tracker = rule.tracker()
+    before = Counted.reads
+    for scores in scores_of(np.random.default_rng(0), 1)[0].tolist():
+        tracker.see(scores)
+    assert tracker.outcome == "safe"
+    assert Counted.reads == before
+
+
 def test_what_is_missing_leaves_a_sample_unchecked_unless_it_was_stopped_by_another_category() -> None:
     rng = np.random.default_rng(5)
     rule = calibrated(rng, 99)

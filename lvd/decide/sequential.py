@@ -243,6 +243,9 @@ class SequentialTracker:
         self.blocks = True
         self.margin = -np.inf  # the largest so far, of any category that is not allowed
         self._rule = rule
+        self._boundary = np.array(rule.boundary)
+        self._allowed: Bools = np.array([policy == "allow" for policy in rule.policy])
+        self._blocking: Bools = np.array([policy == "block" for policy in rule.policy])
         self._cumulated = rule.evidence.begin()
         self._highest = np.full(len(rule.boundary), -np.inf)  # margin of each category so far
         self._step = 0
@@ -250,11 +253,10 @@ class SequentialTracker:
     def see(self, scores: Sequence[float]) -> None:
         rule = self._rule
         self._cumulated, evidence = rule.evidence.advance(self._cumulated, self._step, np.array(scores))
-        considered = [policy != "allow" for policy in rule.policy]
-        margins = np.where(considered, evidence - np.array(rule.boundary), -np.inf)
+        margins = np.where(self._allowed, -np.inf, evidence - self._boundary)
         self._highest = np.maximum(self._highest, margins)
         self.margin = float(self._highest.max())
-        blocking = self._highest[[policy == "block" for policy in rule.policy]]
+        blocking = self._highest[self._blocking]
         is_last = self._step == rule.steps - 1
         self._step += 1
         if (blocking > 0).any():
@@ -266,8 +268,8 @@ class SequentialTracker:
         elif is_last:
             self.outcome = "safe"
             self.why = f"evidence stayed {-self.margin:.1f} below the boundary in all {rule.steps} steps"
-            if not all(considered):
-                self.why += f"; {considered.count(False)} categories are allowed, and were not looked at"
+            if self._allowed.any():
+                self.why += f"; {self._allowed.sum()} categories are allowed, and were not looked at"
 
     def categories(self) -> tuple[int, ...]:
         """Those that crossed."""

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvd.guard.audit import AuditLog
-    from lvd.guard.guard import Decision, Guard, GuardResult
+    from lvd.guard.guard import Guard, GuardResult
+    from lvd.guard.watch import Decision
 
 __all__ = ["AuditLog", "Decision", "Guard", "GuardResult"]
 

@@ -4,7 +4,7 @@
 
 The bundle's guarantee holds while a live safe video is exchangeable with the calibration videos. Every video
 that the log calls safe was watched to the end; how far its evidence stayed below the boundary goes into a
-conformal test martingale (`lvd.decide.drift`), of each prompt's first such video alone, as in the
+conformal test martingale (`lvd.decide.martingale`), of each prompt's first such video alone, as in the
 calibration: videos of one prompt are alike. Exit status 1 is an alarm, 2 an error.
 """
 
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lvd.decide.drift import DriftMonitor
+from lvd.decide.martingale import DriftMonitor
 from lvd.decide.sequential import Sequential
 from lvd.errors import LvdError
 from lvd.guard.audit import records
