@@ -25,7 +25,6 @@ from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
 from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
-from lvd.latents.splits import prompt_groups
 from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
 from lvd.sweep.grid import Cell
@@ -164,8 +163,15 @@ def evaluate(
     measured = [
         Measured(
             rule,
-            summarise(rule, test.scores_NSK, test.categories_NK, names, sampler_steps=capture.info.steps),
-            measure_attribution(rule, test.scores_NSK, test.categories_NK),
+            summarise(
+                rule,
+                test.scores_NSK,
+                test.categories_NK,
+                names,
+                prompts_N=test.prompts,
+                sampler_steps=capture.info.steps,
+            ),
+            measure_attribution(rule, test.scores_NSK, test.categories_NK, test.prompts),
         )
         for rule in rules
     ]
@@ -234,12 +240,10 @@ def _sequential(train: Scored, val: Scored, names: tuple[str, ...], bound: Bound
     if np.isnan(train.scores_NSK).any():
         raise LvdError("detectors are missing, and a calibrated rule needs every one")
     safe = np.flatnonzero(~val.label)
-    samples = [val.samples[place] for place in safe]
-    groups = prompt_groups([s.prompt or s.prompt_id for s in samples], [s.prompt_id for s in samples])
     return calibrate(
         fit_evidence(train.scores_NSK, train.categories_NK),
         val.scores_NSK[safe],
-        groups,
+        val.prompts[safe].tolist(),
         names,
         **vars(bound),
     )

@@ -195,6 +195,11 @@ MEASURED = {
     **{"n_test": 100, "accuracy": 0.912, "accuracy_ci": [0.84, 0.957]},
     **{"tpr": 0.871, "tpr_ci": [0.78, 0.928], "fpr": 0.043, "fpr_ci": [0.012, 0.145]},
     **{"capture": "tiny", "trained_on": "tiny", "n_left_out": 0, "other_origin": []},
+    **{
+        "caught_in_words": "54 of 62: 87.1%",
+        "blocked_in_words": "0 of 40: at most 7.2%",
+        "intervals": "wilson",
+    },
     "attribution": {"n": 27, "first_right": 0.926, "first_right_ci": [0.766, 0.979], "named_mean": 1.04},
     "per_category": {
         "alpha": {"n": 31, "tpr": 0.903, "tpr_ci": [0.751, 0.967]},

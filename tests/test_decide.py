@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lvd.decide.calibrate import choose_threshold, highest_threshold
+from lvd.decide.intervals import wilson
 from lvd.decide.metrics import (
     accuracy_surface,
     auroc,
@@ -16,7 +17,6 @@ from lvd.decide.metrics import (
     measure_attribution,
     rates,
     summarise,
-    wilson,
 )
 from lvd.decide.rules import Flags, Vote, attribute, decide, flag_steps, flags_needed
 from lvd.decide.sequential import Evidence, Sequential
@@ -231,14 +231,6 @@ def test_missing_scores_are_no_evidence() -> None:
 # ---- metrics
 
 
-@pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (71, 80), (1, 1000)])
-def test_wilson_agrees_with_its_formula(hits: int, total: int) -> None:
-    z, p = 1.959963984540054, hits / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
-    assert wilson(hits, total) == pytest.approx((max(0, centre - half), min(1, centre + half)), abs=1e-9)
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
@@ -361,7 +353,7 @@ def test_surface_agrees_with_the_summary() -> None:
     assert surface[2, 0] == pytest.approx(3 / 6)  # the sample with the hole is undecided
     for eta, (column, lam) in itertools.product(range(1, 5), enumerate([0.3, 1.0])):
         assert surface[eta - 1, column] == pytest.approx(
-            rates(decide(flags, eta, lam), label)["accuracy"][0], abs=1e-12
+            rates(decide(flags, eta, lam), label, np.arange(len(label)))["accuracy"][0], abs=1e-12
         )
     nobody = Flags(np.zeros((0, 2), bool), np.zeros((0, 2), bool))
     assert np.isnan(accuracy_surface(nobody, np.zeros(0, bool), [0.5])).all()

@@ -21,7 +21,7 @@ import lvd.detect.bank
 import lvd.sweep.state
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.capture.labels import label
-from lvd.decide.metrics import wilson
+from lvd.decide.intervals import wilson
 from lvd.decide.rules import Vote
 from lvd.decide.sequential import Sequential
 from lvd.detect.network import load_trunk, save_trunk, trunk_digest
@@ -47,10 +47,11 @@ ADDITIONS = {
         "capture",
         "trained_on",
         "n_left_out",
-        "n_unlabelled",
         "other_origin",
+        "n_unlabelled",
     ),
-    *("decision", "rules", "not_calibrated", "bundle"),
+    *("decision", "rules", "not_calibrated", "bundle", "auroc_ci", "intervals", "n_unsafe", "n_safe"),
+    *("n_prompts", "n_prompts_unsafe", "n_prompts_safe", "caught_in_words", "blocked_in_words"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]
 

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,13 +17,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from plotly.offline import get_plotlyjs
 
+from lvd.decide.intervals import wilson
 from lvd.decide.metrics import (
     Attribution,
     Summary,
     cell_metrics,
     measure_attribution,
     summarise,
-    wilson,
 )
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Evidence, Policy, Sequential
@@ -328,7 +329,10 @@ def scored(*samples: tuple[str, str, list[float]], threshold: float = 0.5) -> Sc
     """Samples by id, category (or none) and the score of the alpha detector at each step; beta's is 0.1."""
     alpha = np.array([scores for _, _, scores in samples])
     return Scored(
-        [Sample(name, name, f"prompt of {name}", 0, (c,) if c else (), "test") for name, c, _ in samples],
+        [
+            Sample(name, f"{name} {place}", f"prompt {place} of {name}", 0, (c,) if c else (), "test")
+            for place, (name, c, _) in enumerate(samples)
+        ],
         list(range(len(samples))),
         np.array([[category == name for name in NAMES] for _, category, _ in samples]),
         np.stack([alpha, np.where(np.isnan(alpha), np.nan, 0.1)], axis=2),
@@ -390,8 +394,15 @@ def measured(test: Scored, *rules: Rule) -> list[tuple[Rule, Summary, Attributio
     return [
         (
             rule,
-            summarise(rule, test.scores_NSK, test.categories_NK, NAMES, sampler_steps=SAMPLER_STEPS),
-            measure_attribution(rule, test.scores_NSK, test.categories_NK),
+            summarise(
+                rule,
+                test.scores_NSK,
+                test.categories_NK,
+                NAMES,
+                prompts_N=test.prompts,
+                sampler_steps=SAMPLER_STEPS,
+            ),
+            measure_attribution(rule, test.scores_NSK, test.categories_NK, test.prompts),
         )
         for rule in rules
     ]
@@ -531,7 +542,7 @@ def test_the_headline_has_counts_intervals_steps_and_the_guarantee(report: Any) 
     assert lead(page).splitlines() == [
         "Unsafe videos that the sequential rule caught, 2 of 3: 66.7% "
         f"(95% interval {low:.1%} to {high:.1%}).",
-        f"Safe videos that it blocked, 0 of 4: at most {wilson(0, 4)[1]:.1%} (95% interval).",
+        "Safe videos that it blocked, 0 of 4: at most 52.7% (one-sided, 95% confidence).",
         "A caught video is stopped after 2.5 of 5 steps, on average.",  # at steps 1 and 2
         rule.guarantee_in_words(),
     ]
@@ -539,7 +550,7 @@ def test_the_headline_has_counts_intervals_steps_and_the_guarantee(report: Any) 
 
 def test_the_headline_of_the_vote_promises_nothing(report: Any) -> None:
     text = lead(report(scored(CALM, CAUGHT, CAUGHT), beside=sequential(3.0)))
-    assert f"the vote rule caught, 2 of 2: at least {wilson(2, 2)[0]:.1%} (95% interval)" in text
+    assert f"vote rule caught, 2 of 2: at least {0.05 ** (1 / 2):.1%} (one-sided, 95% confidence)" in text
     assert text.endswith("It guarantees no share of blocked safe videos: that share is measured only.")
 
 
@@ -569,7 +580,8 @@ def test_the_rules_stand_side_by_side_with_the_numbers_of_their_summaries(report
     ):
         cells = [cell(getattr(it, field), getattr(it, f"{field}_ci")) for it in (vote, other)]
         assert f"{measure}{''.join(cells)}" in text
-    assert f"AUROC of the rule's statistic{vote.auroc:.3f}{other.auroc:.3f}" in text
+    areas = [cell(it.auroc, it.auroc_ci) for it in (vote, other)]
+    assert f"AUROC of the rule's statistic{''.join(areas)}" in text
     mean = f"{vote.steps_mean_unsafe:.1f}{other.steps_mean_unsafe:.1f}"
     assert f"Steps run until a caught unsafe sample is stopped, mean{mean}" in text
     assert f"mix of test samples{vote.compute_saved:.0%}{other.compute_saved:.0%}" in text
@@ -665,6 +677,39 @@ def test_the_limits_have_the_notes_small_categories_and_missing_detectors(report
     assert "of 2 test samples of 2 prompts" in limits
 
 
+def test_where_prompts_have_several_samples_every_interval_is_by_prompts_and_says_so(report: Any) -> None:
+    """Two seeds of each prompt, which fare alike: the page, its figures and the headline count prompts."""
+    kinds = [CALM, CALM, CALM, BLOCKED, CAUGHT, CAUGHT, MISSED, LATE]
+    one, two = scored(*kinds), scored(*kinds, *kinds)
+    again = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in one.samples]
+    two = replace(two, samples=[*one.samples, *again])
+    (_, alone, _), (_, twice, _) = (measured(each, Vote(3, 1.0, 0.5))[0] for each in (one, two))
+    assert (alone.intervals, twice.intervals) == ("wilson", "bootstrap over prompts")
+    assert (twice.n_unsafe, twice.n_prompts, twice.n_prompts_unsafe, twice.n_prompts_safe) == (8, 8, 4, 4)
+    assert alone.tpr == twice.tpr
+    for rate in ("accuracy", "tpr", "fpr"):  # twice the samples say no more
+        assert getattr(twice, f"{rate}_ci") == pytest.approx(getattr(alone, f"{rate}_ci"), abs=0.05)
+    assert (twice.tpr_ci or (1, 0))[0] < wilson(6, 8)[0]
+    page = report(two)
+    assert "by a bootstrap over the 8 prompts, since samples of one prompt are alike" in page.text
+    assert "(Wilson; every prompt has one sample; of an AUROC by a bootstrap" in report(one).text
+    low, high = twice.tpr_ci or (0, 0)
+    assert f"caught, 6 of 8 (of 4 prompts): 75.0% (95% interval {low:.1%} to {high:.1%})." in lead(page)
+    point = next(trace for trace in drawn(page)[0]["data"] if trace.get("error_y"))
+    assert point["error_y"]["arrayminus"] == [pytest.approx(0.75 - low)]
+    assert "of 16 test samples of 8 prompts" in page.text
+    assert "too narrow" not in page.text
+
+
+def test_no_error_is_said_with_its_one_sided_bound_by_prompts(report: Any) -> None:
+    test = scored(CAUGHT, CAUGHT, CALM, CALM)
+    assert "Safe videos that it blocked, 0 of 2: at most 77.6% (one-sided, 95% confidence)." in lead(
+        report(test)
+    )
+    alike = replace(test, samples=[test.samples[0]] * 2 + [test.samples[2]] * 2)
+    assert "it blocked, 0 of 2 (of 1 prompt): at most 95.0% (one-sided" in lead(report(alike))
+
+
 # ---- what evaluate.py prints
 
 
@@ -684,6 +729,8 @@ def test_the_printed_summary_has_a_column_a_rule_and_marks_the_one_that_decides(
     assert ["safe samples blocked (fpr)", *of_vote, *of_other] in rows
     assert ["steps run until caught, mean", "3.0", "2.5"] in rows
     text = " ".join(lines)
+    assert "Intervals of 95%: wilson; of an AUROC, bootstrap over prompts." in text
+    assert f"sequential: unsafe samples caught, 2 of 3: 66.7% (95% interval {tpr[0]:.1%} to" in text
     assert f"sequential: {rule.guarantee_in_words()}" in re.sub(r"\s+", " ", text)
     assert lines[-1].startswith("first category named right: 1.000 of 2 caught (")
 

@@ -6,18 +6,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from lvd.decide.rules import Bools, Decisions, Flags, Floats, Rule, flags_needed
+from lvd.decide.intervals import (
+    Interval,
+    Method,
+    auroc_interval,
+    interval_method,
+    rate_interval,
+    share_in_words,
+)
+from lvd.decide.rules import Bools, Decisions, Flags, Floats, Ints, Rule, flags_needed
 
 Curve = npt.NDArray[np.float64]
-Share = tuple[float | None, tuple[float, float] | None]  # and its interval; None where nothing counts
+Share = tuple[float | None, Interval | None]  # None where nothing counts
 
 
 @dataclass(frozen=True)
 class Summary:
     """The measured defence by one rule, over test samples. Rates are None where nothing counts.
+
+    `intervals` is what those of rates come from (`lvd.decide.intervals`), `n_prompts` how many prompts the
+    samples are of; each also of the unsafe samples, which `tpr` is of, and the safe ones, which `fpr` is of.
 
     `eta` is how many steps the rule looks at, `lam` the vote's; None of another rule.
 
@@ -32,24 +42,42 @@ class Summary:
     """
 
     n_test: int
+    n_unsafe: int
+    n_safe: int
+    n_prompts: int
+    n_prompts_unsafe: int
+    n_prompts_safe: int
+    intervals: Method
     n_unchecked: int
     n_unchecked_unsafe: int
     n_unchecked_safe: int
     eta: int
     lam: float | None
     accuracy: float | None
-    accuracy_ci: tuple[float, float] | None
+    accuracy_ci: Interval | None
     tpr: float | None
-    tpr_ci: tuple[float, float] | None
+    tpr_ci: Interval | None
     fpr: float | None
-    fpr_ci: tuple[float, float] | None
+    fpr_ci: Interval | None
     auroc: float | None
+    auroc_ci: Interval | None
     steps_mean_unsafe: float | None
     compute_saved: float
     per_category: dict[str, Any]
 
+    def caught_in_words(self) -> str:
+        return share_in_words(
+            round((self.tpr or 0) * self.n_unsafe), self.n_unsafe, self.n_prompts_unsafe, self.tpr_ci
+        )
+
+    def blocked_in_words(self) -> str:
+        return share_in_words(
+            round((self.fpr or 0) * self.n_safe), self.n_safe, self.n_prompts_safe, self.fpr_ci
+        )
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        words = {"caught_in_words": self.caught_in_words(), "blocked_in_words": self.blocked_in_words()}
+        return {**asdict(self), **words}
 
 
 @dataclass(frozen=True)
@@ -62,17 +90,11 @@ class Attribution:
 
     n: int
     first_right: float | None
-    first_right_ci: tuple[float, float] | None
+    first_right_ci: Interval | None
     named_mean: float | None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def wilson(successes: int, total: int) -> tuple[float, float]:
-    """The Wilson 95% interval of a share (Wilson, 1927)."""
-    interval = binomtest(successes, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def auroc(label: Bools, score: Floats) -> float:
@@ -97,29 +119,38 @@ def summarise(
     categories_NK: Bools,
     names: tuple[str, ...],
     *,
+    prompts_N: Ints | None = None,
     sampler_steps: int | None = None,
 ) -> Summary:
     """Apply the rule and count. `categories_NK` says which categories a sample has; none = safe.
 
+    `prompts_N` are numbers that tell the samples' prompts apart; None: every sample has its own.
     `sampler_steps` is how many steps a sample that is not stopped runs; None: as many as there are scores.
     """
     label: Bools = np.asarray(categories_NK.any(axis=1))
+    prompts_N = np.arange(len(label)) if prompts_N is None else prompts_N
     decisions = rule.decide(scores_NSK)
     unchecked, caught = ~decisions.checked, decisions.unsafe
     all_steps = scores_NSK.shape[1] if sampler_steps is None else sampler_steps
     steps_run = np.where(decisions.blocked, decisions.step + 1, all_steps)
-    measured = rates(decisions, label)
+    measured = rates(decisions, label, prompts_N)
     (accuracy, accuracy_ci), (tpr, tpr_ci), (fpr, fpr_ci) = (measured[k] for k in ("accuracy", "tpr", "fpr"))
     least, most = rule.ranks(scores_NSK)
-    area = auroc(label, np.where(label, least, most))
-    stopped_rightly = decisions.blocked & label
+    statistic = np.where(label, least, most)
+    area = auroc(label, statistic)
     per_category = {}
     for column, name in enumerate(names):
         members = categories_NK[:, column]
-        share, interval = _share(caught[members])
+        share, interval = _share(caught[members], prompts_N[members])
         per_category[name] = {"n": int(members.sum()), "tpr": share, "tpr_ci": interval}
     return Summary(
         n_test=len(label),
+        n_unsafe=int(label.sum()),
+        n_safe=int((~label).sum()),
+        n_prompts=len(np.unique(prompts_N)),
+        n_prompts_unsafe=len(np.unique(prompts_N[label])),
+        n_prompts_safe=len(np.unique(prompts_N[~label])),
+        intervals=interval_method(prompts_N),
         n_unchecked=int(unchecked.sum()),
         n_unchecked_unsafe=int((unchecked & label).sum()),
         n_unchecked_safe=int((unchecked & ~label).sum()),
@@ -132,19 +163,26 @@ def summarise(
         fpr=fpr,
         fpr_ci=fpr_ci,
         auroc=None if math.isnan(area) else area,
-        steps_mean_unsafe=float(steps_run[stopped_rightly].mean()) if stopped_rightly.any() else None,
+        auroc_ci=None if math.isnan(area) else auroc_interval(label, statistic, prompts_N),
+        steps_mean_unsafe=steps_until_caught(decisions, label),
         compute_saved=float(1 - steps_run.sum() / (all_steps * len(steps_run))),
         per_category=per_category,
     )
 
 
-def measure_attribution(rule: Rule, scores_NSK: Floats, categories_NK: Bools) -> Attribution:
-    """Name the categories of each caught unsafe sample from the steps up to its decision, as a guard does."""
+def measure_attribution(
+    rule: Rule, scores_NSK: Floats, categories_NK: Bools, prompts_N: Ints | None = None
+) -> Attribution:
+    """Name the categories of each caught unsafe sample from the steps up to its decision, as a guard does.
+
+    `prompts_N` as in `summarise`.
+    """
     decisions = rule.decide(scores_NSK)
     caught = np.flatnonzero(decisions.unsafe & categories_NK.any(axis=1))
     named = [rule.attribute(scores_NSK[row, : decisions.step[row] + 1]) for row in caught]
     right = [bool(categories_NK[row, first]) for row, (first, *_) in zip(caught, named, strict=True)]
-    share, interval = _share(np.array(right, dtype=bool))
+    prompts_N = np.arange(len(categories_NK)) if prompts_N is None else prompts_N
+    share, interval = _share(np.array(right, dtype=bool), prompts_N[caught])
     mean = float(np.mean([len(columns) for columns in named])) if named else None
     return Attribution(len(named), share, interval, mean)
 
@@ -166,14 +204,20 @@ def accuracy_surface(flags: Flags, label: Bools, lams: list[float]) -> Curve:
     return surface
 
 
-def rates(decisions: Decisions, label: Bools) -> dict[str, Share]:
+def rates(decisions: Decisions, label: Bools, prompts_N: Ints) -> dict[str, Share]:
     """accuracy, tpr and fpr, each with its interval; see `Summary` for undecided samples."""
     released = decisions.safe | (decisions.unsafe & ~decisions.blocked)
     return {
-        "accuracy": _share(_right(decisions, label)),
-        "tpr": _share(decisions.unsafe[label]),
-        "fpr": _share(~released[~label]),
+        "accuracy": _share(_right(decisions, label), prompts_N),
+        "tpr": _share(decisions.unsafe[label], prompts_N[label]),
+        "fpr": _share(~released[~label], prompts_N[~label]),
     }
+
+
+def steps_until_caught(decisions: Decisions, label: Bools) -> float | None:
+    """The mean number of steps run, from 1, until an unsafe sample is stopped; None: none is."""
+    steps = decisions.step[decisions.blocked & label] + 1
+    return float(steps.mean()) if len(steps) else None
 
 
 def _right(decisions: Decisions, label: Bools) -> Bools:
@@ -181,7 +225,7 @@ def _right(decisions: Decisions, label: Bools) -> Bools:
     return np.where(label, decisions.unsafe, decisions.safe)
 
 
-def _share(hits: Bools) -> Share:
+def _share(hits: Bools, prompts: Ints) -> Share:
     if len(hits) == 0:
         return None, None
-    return float(hits.mean()), wilson(int(hits.sum()), len(hits))
+    return float(hits.mean()), rate_interval(hits, prompts)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvd.decide.metrics import wilson
+from lvd.decide.intervals import prompt_numbers, rate_interval, share_in_words
 from lvd.demo.recipe import GENERATOR
 from lvd.demo.recognise import load_pipeline
 from lvd.demo.sheet import lay_out, stack
@@ -107,7 +107,7 @@ def show(guard: Guard, pipe: Any, sample: Sample, seed: int, *, guard_first: boo
 
 
 def summary(shown: Sequence[Shown]) -> dict[str, Any]:
-    """Rates with Wilson 95 % intervals, the deciding step, and the wall time saved, over what was shown."""
+    """Rates with their 95 % intervals, the deciding step, and the wall time saved, over what was shown."""
     unsafe = [one for one in shown if one.unsafe]
     safe = [one for one in shown if not one.unsafe]
     caught = [one for one in unsafe if one.decision.outcome == "unsafe"]
@@ -119,10 +119,10 @@ def summary(shown: Sequence[Shown]) -> dict[str, Any]:
         "n": len(shown),
         "unsafe": len(unsafe),
         "caught": len(caught),
-        "caught_ci": wilson(len(caught), len(unsafe)),
+        **_counted("caught", unsafe, [one.decision.outcome == "unsafe" for one in unsafe]),
         "safe": len(safe),
         "blocked": len(blocked),
-        "blocked_ci": wilson(len(blocked), len(safe)),
+        **_counted("blocked", safe, [not one.decision.released for one in safe]),
         "unchecked": sum(one.decision.outcome == "unchecked" for one in shown),
         "median_step_unsafe": median(one.decision.step or 0 for one in caught) if caught else None,
         "guarded_seconds": spent,
@@ -134,20 +134,23 @@ def summary(shown: Sequence[Shown]) -> dict[str, Any]:
     }
 
 
+def _counted(name: str, shown: Sequence[Shown], hits: Sequence[bool]) -> dict[str, Any]:
+    """A share's interval, and how to say it."""
+    prompts = prompt_numbers([one.prompt for one in shown])
+    interval = rate_interval(np.array(hits), prompts)
+    words = share_in_words(sum(hits), len(hits), len(np.unique(prompts)), interval)
+    return {f"{name}_ci": interval, f"{name}_in_words": words}
+
+
 def _ratio(shown: Sequence[Shown]) -> float:
     return sum(one.guarded_seconds for one in shown) / sum(one.unguarded_seconds for one in shown)
 
 
 def _print_summary(measured: dict[str, Any]) -> None:
-    def interval(name: str) -> str:
-        low, high = measured[f"{name}_ci"]
-        return f"95% interval {low:.3f} to {high:.3f}"
-
     print(
-        f"unsafe prompts stopped: {measured['caught']} of {measured['unsafe']} ({interval('caught')}), "
-        f"median step {measured['median_step_unsafe']}"
+        f"unsafe prompts stopped: {measured['caught_in_words']}; median step {measured['median_step_unsafe']}"
     )
-    print(f"safe prompts blocked: {measured['blocked']} of {measured['safe']} ({interval('blocked')})")
+    print(f"safe prompts blocked: {measured['blocked_in_words']}")
     print(f"released: {measured['released']}, bit-identical to unguarded: {measured['released_identical']}")
     print(
         f"wall time {measured['guarded_seconds']:.1f} s guarded, {measured['unguarded_seconds']:.1f} s not: "

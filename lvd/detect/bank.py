@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lvd.decide.rules import Bools, Flags, Floats, flag_steps
+from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
 from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.format import Sample, step_name, write_atomically
 from lvd.latents.reader import CaptureReader
+from lvd.latents.splits import prompt_groups
 from lvd.progress import progress
 
 _BATCH = 128
@@ -34,6 +35,13 @@ class Scored:
     @cached_property
     def flags(self) -> Flags:
         return flag_steps(self.scores_NSK, self.threshold)
+
+    @cached_property
+    def prompts(self) -> Ints:
+        """Numbers `[N]` that tell prompts apart; near copies are one."""
+        texts = [sample.prompt or sample.prompt_id for sample in self.samples]
+        groups = prompt_groups(texts, [sample.prompt_id for sample in self.samples]) if texts else []
+        return np.array(groups, dtype=np.int64)
 
     @property
     def label(self) -> Bools:

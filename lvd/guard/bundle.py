@@ -442,6 +442,9 @@ def _model_card(info: BundleInfo) -> str:
         capture=measured["capture"],
         left_out=left_out,
         rates=rates,
+        caught=measured["caught_in_words"],
+        blocked=measured["blocked_in_words"],
+        intervals=measured["intervals"],
         categories=categories,
         attribution=_attribution(measured["attribution"]),
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.decide.calibrate import highest_threshold
-from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates, summarise
+from lvd.decide.intervals import Interval, method_in_words
+from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates, steps_until_caught
 from lvd.decide.rules import Decisions, Floats, Rule, Vote, decide
 from lvd.decide.sequential import Sequential
 from lvd.detect.bank import Scored
@@ -26,7 +27,6 @@ from lvd.report import figures
 from lvd.report.page import Comparison, ExampleRow, Section, SummaryRow, write_page
 
 Measured = tuple[Rule, Summary, Attribution]
-Interval = tuple[float, float] | None
 
 _LAMS = [round(0.05 * i, 2) for i in range(1, 21)]
 _SHOWN_STEPS = 8
@@ -81,7 +81,7 @@ def write_report(
                     else ""
                 )
                 + ". Curves are shown, not chosen from. Best is the upper left corner, in few steps.",
-                [_trade_off(measured, test, names, sampler_steps)],
+                [_trade_off(measured, test)],
             ),
             Section(
                 "When samples are stopped",
@@ -91,7 +91,7 @@ def write_report(
                 [_stopped_by_step(rules, test)],
             ),
             _examples(capture, test, rules, rule, examples, show_unsafe=show_unsafe),
-            Section("Limits", "", [_limits(rule, chosen, test, problems, notes)]),
+            Section("Limits", "", [_limits(rule, chosen, problems, notes)]),
             Section(
                 "Detectors",
                 _about_detectors(problems, cells),
@@ -148,7 +148,7 @@ def _surface(val: Scored, eta: int, lam: float) -> Figure:
 def _curves(val: Scored, eta: int, lam: float) -> Figure:
     table = []
     for candidate in range(1, val.flags.steps + 1):
-        measured = rates(decide(val.flags, candidate, lam), val.label)
+        measured = rates(decide(val.flags, candidate, lam), val.label, val.prompts)
         accuracy, interval = measured["accuracy"]
         low, high = interval or (None, None)
         table.append(
@@ -164,33 +164,28 @@ def _curves(val: Scored, eta: int, lam: float) -> Figure:
     return figures.curves_by_eta(pd.DataFrame(table).astype(float), lam=lam, chosen_eta=eta)
 
 
-def _trade_off(
-    measured: Sequence[Measured], test: Scored, names: tuple[str, ...], sampler_steps: int
-) -> Figure:
-    curves = [
-        _point(
-            each.kind,
-            summarise(other, test.scores_NSK, test.categories_NK, names, sampler_steps=sampler_steps),
-        )
-        for each, _, _ in measured
-        for other in _along_its_curve(each, test.scores_NSK)
-    ]
+def _trade_off(measured: Sequence[Measured], test: Scored) -> Figure:
+    curves = []
+    for rule, _, _ in measured:
+        for other in _along_its_curve(rule, test.scores_NSK):
+            decisions = other.decide(test.scores_NSK)
+            (tpr, _), (fpr, _) = (rates(decisions, test.label, test.prompts)[name] for name in ("tpr", "fpr"))
+            curves.append(_point(rule.kind, fpr, tpr, steps_until_caught(decisions, test.label)))
     points = []
-    for each, summary, _ in measured:
+    for rule, summary, _ in measured:
         ends = {}
         for rate, interval in (("fpr", summary.fpr_ci), ("tpr", summary.tpr_ci)):
             ends[f"{rate}_low"], ends[f"{rate}_high"] = interval or (np.nan, np.nan)
-        alpha = each.alpha if isinstance(each, Sequential) else np.nan
-        points.append({**_point(each.kind, summary), **ends, "alpha": alpha})
+        alpha = rule.alpha if isinstance(rule, Sequential) else np.nan
+        point = _point(rule.kind, summary.fpr, summary.tpr, summary.steps_mean_unsafe)
+        points.append({**point, **ends, "alpha": alpha})
     drawn = pd.DataFrame(curves, columns=["rule", "fpr", "tpr", "steps"])
     return figures.trade_off(drawn, pd.DataFrame(points))
 
 
-def _point(kind: str, summary: Summary) -> dict[str, Any]:
-    rates_and_steps = {"fpr": summary.fpr, "tpr": summary.tpr, "steps": summary.steps_mean_unsafe}
-    return {"rule": kind} | {
-        name: np.nan if value is None else value for name, value in rates_and_steps.items()
-    }
+def _point(kind: str, fpr: float | None, tpr: float | None, steps: float | None) -> dict[str, Any]:
+    numbers = {"fpr": fpr, "tpr": tpr, "steps": steps}
+    return {"rule": kind} | {name: np.nan if value is None else value for name, value in numbers.items()}
 
 
 def _along_its_curve(rule: Rule, scores_NSK: Floats) -> list[Rule]:
@@ -400,17 +395,14 @@ def _lead(rule: Rule, summary: Summary, test: Scored, sampler_steps: int) -> str
     if summary.n_unchecked == summary.n_test:
         return f"No sample of {summary.n_test} could be decided: detectors are missing."
     decisions = rule.decide(test.scores_NSK)
-    lines = []
-    for what, kind, hits, interval in (
-        (f"Unsafe videos that the {rule.kind} rule caught", "unsafe", decisions.unsafe, summary.tpr_ci),
-        ("Safe videos that it blocked", "safe", decisions.blocked | ~decisions.checked, summary.fpr_ci),
-    ):
-        of_kind = hits[test.label == (kind == "unsafe")]
-        lines.append(
-            f"{what}, {_share_in_words(int(of_kind.sum()), len(of_kind), interval)}."
-            if interval
-            else f"There is no {kind} test video."
-        )
+    lines = [
+        f"Unsafe videos that the {rule.kind} rule caught, {summary.caught_in_words()}."
+        if summary.n_unsafe
+        else "There is no unsafe test video.",
+        f"Safe videos that it blocked, {summary.blocked_in_words()}."
+        if summary.n_safe
+        else "There is no safe test video.",
+    ]
     if summary.steps_mean_unsafe is not None:
         lines.append(
             f"A caught video is stopped after {summary.steps_mean_unsafe:.1f} of {sampler_steps} steps, "
@@ -424,15 +416,6 @@ def _lead(rule: Rule, summary: Summary, test: Scored, sampler_steps: int) -> str
             f"Undecided, and withheld: {summary.n_unchecked} of {summary.n_test}, for want of detectors."
         )
     return "\n".join([*lines, rule.guarantee_in_words()])
-
-
-def _share_in_words(hits: int, total: int, interval: tuple[float, float]) -> str:
-    low, high = interval
-    if hits == 0:
-        return f"0 of {total}: at most {high:.1%} (95% interval)"
-    if hits == total:
-        return f"{total} of {total}: at least {low:.1%} (95% interval)"
-    return f"{hits} of {total}: {hits / total:.1%} (95% interval {low:.1%} to {high:.1%})"
 
 
 def _tested_rows(
@@ -461,7 +444,8 @@ def _mix(part: Scored) -> str:
 
 def _about_comparison(test: Scored, sampler_steps: int) -> str:
     return (
-        f"On the {len(test.samples)} test samples, {_mix(test)}; below a value its 95% interval (Wilson). "
+        f"On the {len(test.samples)} test samples, {_mix(test)}; below a value its 95% interval "
+        f"({method_in_words(test.prompts)}; of an AUROC by a bootstrap over prompts). "
         f"Steps run are a count, of {sampler_steps}: who is stopped at step 9 has run 10, since steps are "
         "numbered from 0. What is saved of all samples holds for this mix; with fewer unsafe ones less is "
         "saved."
@@ -496,7 +480,7 @@ def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple
         "Undecided safe samples, counted as blocked": (str(summary.n_unchecked_safe), ""),
         "Flagged unsafe samples, released, counted as caught": (str((marked & test.label).sum()), ""),
         "Flagged safe samples, released, not counted as blocked": (str((marked & ~test.label).sum()), ""),
-        "AUROC of the rule's statistic": _cell(summary.auroc, None),
+        "AUROC of the rule's statistic": _cell(summary.auroc, summary.auroc_ci),
         "Steps run until a caught unsafe sample is stopped, mean": (_mean(mean), ""),
         "Steps saved, caught unsafe samples": (
             "–" if mean is None else f"{1 - mean / sampler_steps:.0%}",
@@ -512,7 +496,7 @@ def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple
     }
 
 
-def _cell(value: float | None, interval: Interval) -> tuple[str, str]:
+def _cell(value: float | None, interval: Interval | None) -> tuple[str, str]:
     return (
         "–" if value is None else f"{value:.3f}",
         f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
@@ -523,16 +507,11 @@ def _mean(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _limits(
-    rule: Rule, summary: Summary, test: Scored, problems: Sequence[str], notes: Sequence[str]
-) -> list[SummaryRow]:
+def _limits(rule: Rule, summary: Summary, problems: Sequence[str], notes: Sequence[str]) -> list[SummaryRow]:
     """What the numbers do not say."""
-    prompts = len({sample.prompt_id for sample in test.samples})
-    rates = f"They are of {len(test.samples)} test samples of {prompts} prompts. "
-    rates += (
-        "Samples of one prompt are alike: the intervals take them for independent and are too narrow."
-        if prompts < len(test.samples)
-        else "Samples that are made otherwise, or of other kinds of prompts, may fare otherwise."
+    rates = (
+        f"They are of {summary.n_test} test samples of {summary.n_prompts} prompts. Samples that are made "
+        "otherwise, or of other kinds of prompts, may fare otherwise."
     )
     rows = [
         (

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lvd.capture.labels import Labelling
+from lvd.decide.intervals import Interval
 from lvd.decide.metrics import Attribution, Summary
 from lvd.decide.rules import Rule
 from lvd.detect.rows import left_out
@@ -128,7 +129,8 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
             ("undecided safe samples, counted as blocked", "n_unchecked_safe"),
         ):
             table.add_row(measure, *(str(getattr(summary, field)) for summary in summaries))
-    table.add_row("AUROC of the statistic", *(_number(summary.auroc) for summary in summaries))
+    areas = [(summary.auroc, summary.auroc_ci) for summary in summaries]
+    table.add_row("AUROC of the statistic", *(_share(*area) for area in areas))
     means = [summary.steps_mean_unsafe for summary in summaries]
     table.add_row("steps run until caught, mean", *("-" if mean is None else f"{mean:.1f}" for mean in means))
     table.add_row("compute saved, this mix of samples", *(f"{it.compute_saved:.0%}" for it in summaries))
@@ -137,10 +139,13 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
         shares = [(values["tpr"], values["tpr_ci"]) for values in of_category]
         table.add_row(f"  {name} caught, n={counted['n']}", *(_share(*share) for share in shares))
     Console().print(table)
-    for rule, _, attribution in measured:
+    _say(f"Intervals of 95%: {summaries[0].intervals}; of an AUROC, bootstrap over prompts.")
+    for rule, summary, attribution in measured:
         if rule.kind != chosen_kind:
             continue
-        Console().print(f"{rule.kind}: {rule.guarantee_in_words()}", markup=False, highlight=False)
+        _say(f"{rule.kind}: unsafe samples caught, {summary.caught_in_words()}")
+        _say(f"{rule.kind}: safe samples blocked, {summary.blocked_in_words()}")
+        _say(f"{rule.kind}: {rule.guarantee_in_words()}")
         if attribution.n:
             print(
                 f"first category named right: {_number(attribution.first_right)} of {attribution.n} caught "
@@ -148,7 +153,11 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
             )
 
 
-def _share(value: float | None, interval: tuple[float, float] | None) -> str:
+def _say(sentence: str) -> None:
+    Console().print(sentence, markup=False, highlight=False)
+
+
+def _share(value: float | None, interval: Interval | None) -> str:
     return f"{_number(value)}  {_interval(interval)}".rstrip()
 
 
@@ -156,5 +165,5 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
+def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
