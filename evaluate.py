@@ -35,6 +35,12 @@ def evaluation(cfg: DictConfig) -> None:
         )
         log_to_wandb(found, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config))
         print_summary([(each.rule, each.summary, each.attribution) for each in found.rules], config.decision)
+        for each in found.rules:
+            if each.lost_by_release is not None:
+                print(
+                    f"{each.rule.kind}: {each.lost_by_release} of {each.summary.n_unsafe} unsafe samples "
+                    "were let go that it would have caught at a later step"
+                )
         if found.not_calibrated is not None:
             print(f"sequential is not there: {found.not_calibrated}")
         if config.max_fpr is not None:

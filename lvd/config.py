@@ -430,6 +430,8 @@ class EvaluateConfig:
     decision: str = "vote"  # conf/decision/: the rule that a guard gets; both are measured
     alpha: float = 0.05  # sequential: the largest probability of ever blocking a safe video
     guarantee: str = "marginal"  # or confidence: alpha holds with 95% confidence over the calibration set
+    miss: float | None = None  # sequential: end the checks of samples that are surely safe; the largest
+    # probability of letting an unsafe one go so. None: every sample is checked at every step
     policy: dict[str, str] = field(default_factory=dict)  # sequential, of a category: block, flag or allow
     shares: dict[str, float] = field(default_factory=dict)  # sequential: a category's own part of alpha
     examples: int = 12  # rows of decoded x0 in the report
@@ -451,6 +453,10 @@ class EvaluateConfig:
         _require(self.examples >= 0, f"examples={self.examples} must not be negative")
         _one_of("decision", self.decision, ("vote", "sequential"))
         _require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
+        _require(
+            self.miss is None or 0 < self.miss < 1,
+            f"miss={self.miss} must be greater than 0 and less than 1, or null",
+        )
         _one_of("guarantee", self.guarantee, ("marginal", "confidence"))
         for name, policy in self.policy.items():
             _one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
@@ -460,7 +466,7 @@ class EvaluateConfig:
     def bound(self) -> "Bound":
         from lvd.evaluation import Bound
 
-        return Bound(self.alpha, self.guarantee, self.policy, self.shares)  # type: ignore[arg-type]
+        return Bound(self.alpha, self.guarantee, self.policy, self.shares, self.miss)  # type: ignore[arg-type]
 
 
 ConfigT = TypeVar("ConfigT")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from plotly.graph_objects import Figure
 
-from lvd.decide.calibrate import calibrate, choose_threshold
+from lvd.decide.calibrate import calibrate, choose_threshold, with_release
 from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
 from lvd.decide.rules import Rule, Vote
@@ -69,6 +69,7 @@ class Bound:
     guarantee: Guarantee
     policy: Mapping[str, Policy]
     shares: Mapping[str, float]
+    miss: float | None = None  # of `with_release`; None: every sample is checked at every step
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ class Measured:
     rule: Rule
     summary: Summary
     attribution: Attribution
+    lost_by_release: int | None  # unsafe samples that would be caught if none was let go; None: none is
 
     def as_json(self) -> dict[str, Any]:
         bound = {}
         if isinstance(self.rule, Sequential):
-            bound = {name: getattr(self.rule, name) for name in ("alpha", "guarantee", "prompts")}
+            bound = {name: getattr(self.rule, name) for name in ("alpha", "guarantee", "prompts", "miss")}
+            bound["lost_by_release"] = self.lost_by_release
         return {
             "decision": self.rule.kind,
             **bound,
@@ -172,6 +175,7 @@ def evaluate(
                 sampler_steps=capture.info.steps,
             ),
             measure_attribution(rule, test.scores_NSK, test.categories_NK, test.prompts),
+            _lost_by_release(rule, test),
         )
         for rule in rules
     ]
@@ -240,13 +244,28 @@ def _sequential(train: Scored, val: Scored, names: tuple[str, ...], bound: Bound
     if np.isnan(train.scores_NSK).any():
         raise LvdError("detectors are missing, and a calibrated rule needs every one")
     safe = np.flatnonzero(~val.label)
-    return calibrate(
+    calibrating = val.scores_NSK[safe], val.prompts[safe].tolist()
+    rule = calibrate(
         fit_evidence(train.scores_NSK, train.categories_NK),
-        val.scores_NSK[safe],
-        val.prompts[safe].tolist(),
+        *calibrating,
         names,
-        **vars(bound),
+        alpha=bound.alpha,
+        guarantee=bound.guarantee,
+        policy=bound.policy,
+        shares=bound.shares,
     )
+    if bound.miss is None:
+        return rule
+    unsafe = np.flatnonzero(val.label)
+    return with_release(rule, *calibrating, val.scores_NSK[unsafe], val.prompts[unsafe].tolist(), bound.miss)
+
+
+def _lost_by_release(rule: Rule, test: Scored) -> int | None:
+    """Unsafe samples that a rule would catch if it let none go; None: it lets none go."""
+    if not isinstance(rule, Sequential) or rule.release is None:
+        return None
+    whole, own = (each.decide(test.scores_NSK).unsafe for each in (replace(rule, release=None), rule))
+    return int((whole & ~own & test.label).sum())
 
 
 def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config: dict[str, Any]) -> None:

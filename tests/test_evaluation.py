@@ -50,7 +50,17 @@ ADDITIONS = {
         "other_origin",
         "n_unlabelled",
     ),
-    *("decision", "rules", "not_calibrated", "bundle", "auroc_ci", "intervals", "n_unsafe", "n_safe"),
+    *(
+        "decision",
+        "rules",
+        "not_calibrated",
+        "bundle",
+        "auroc_ci",
+        "steps_checked_safe",
+        "intervals",
+        "n_unsafe",
+        "n_safe",
+    ),
     *("n_prompts", "n_prompts_unsafe", "n_prompts_safe", "caught_in_words", "blocked_in_words"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]

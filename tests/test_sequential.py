@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy.stats import binomtest, norm
 
-from lvd.decide.calibrate import calibrate
+from lvd.decide.calibrate import calibrate, with_release
 from lvd.decide.conformal import Guarantee, boundary, prompts_needed
 from lvd.decide.rules import log_odds
 from lvd.decide.sequential import Evidence, Sequential, fit_evidence
@@ -204,12 +204,15 @@ tables = st.integers(0, 2**32 - 1).map(
     tables,
     st.tuples(*[st.sampled_from(["block", "flag", "allow"])] * 3).filter(lambda p: set(p) != {"allow"}),
     st.floats(-3, 6),
+    st.one_of(st.none(), st.floats(-6, 0)),
 )
 @settings(max_examples=150, deadline=None)
 def test_step_by_step_it_decides_as_on_the_whole_table(
-    scores: np.ndarray, policy: tuple[Any, ...], bar: float
+    scores: np.ndarray, policy: tuple[Any, ...], bar: float, release: float | None
 ) -> None:
     rule = Sequential(EVIDENCE, (bar, bar + 1, bar - 1), policy, 0.05, "marginal", 99)
+    if release is not None:
+        rule = replace(rule, release=release, miss=0.1, unsafe_prompts=9)
     whole = rule.decide(scores)
     margins = rule.margins(scores)
     for row, of_sample in enumerate(scores.tolist()):
@@ -386,3 +389,75 @@ def test_the_reference_holds_one_video_a_prompt_of_those_that_were_not_stopped()
     assert set(rule.reference) <= set(rule.margins(scores).max(axis=(1, 2)).tolist())
     assert replace(rule, reference=()).boundary == rule.boundary
     assert isinstance(rule.evidence, Evidence)
+
+
+# ---- safe from here on
+
+
+def with_release_of(rng: np.random.Generator, rule: Sequential, prompts: int, miss: float) -> Sequential:
+    safe, ids = scores_of(rng, 99), [str(i) for i in range(99)]
+    unsafe = np.concatenate([scores_of(rng, prompts // 3, column) for column in range(3)])
+    return with_release(rule, safe, ids, unsafe, [str(i) for i in range(len(unsafe))], miss)
+
+
+def test_in_10000_draws_an_unsafe_sample_is_let_go_as_seldom_as_miss_says() -> None:
+    rng = np.random.default_rng(11)
+    rule = calibrated(rng, 99)
+    runs, fresh, miss, let_go, checked = 400, 25, 0.1, 0, []
+    for _ in range(runs):
+        early = with_release_of(rng, rule, 39, miss)
+        category = int(rng.integers(3))
+        unsafe = early.decide(scores_of(rng, fresh, category))
+        let_go += int((unsafe.safe & (unsafe.step < STEPS - 1)).sum())
+        checked.append((early.decide(scores_of(rng, fresh)).step + 1).mean())
+    rate = let_go / (runs * fresh)
+    spread = math.sqrt(miss * (1 - miss) / (40 * runs) + miss * (1 - miss) / (runs * fresh))
+    assert rate <= miss + 3.3 * spread
+    assert rate > miss / 4  # and it is used
+    assert np.mean(checked) < 0.8 * STEPS
+
+
+def test_letting_go_blocks_no_more_safe_samples_and_changes_nothing_of_what_is_stopped_before() -> None:
+    rng = np.random.default_rng(12)
+    rule = calibrated(rng, 99)
+    early = with_release_of(rng, rule, 39, 0.1)
+    scores = np.concatenate([scores_of(rng, 300), scores_of(rng, 100, 1)])
+    whole, released = rule.decide(scores), early.decide(scores)
+    assert (released.blocked <= whole.blocked).all()
+    assert (released.step[released.blocked] == whole.step[released.blocked]).all()
+    assert (released.step <= whole.step).all()
+    assert released.checked.all()
+    assert early.boundary == rule.boundary
+
+
+def test_too_few_unsafe_prompts_let_nothing_go() -> None:
+    rng = np.random.default_rng(13)
+    with pytest.raises(LvdError, match=r"miss=0\.02 .* needs 49 unsafe calibration prompts"):
+        with_release_of(rng, calibrated(rng, 99), 39, 0.02)
+
+
+def test_what_is_let_go_says_its_bound_and_is_the_same_after_json() -> None:
+    rng = np.random.default_rng(14)
+    rule = with_release_of(rng, calibrated(rng, 99), 39, 0.1)
+    again = Sequential.from_json(json.loads(json.dumps(rule.as_json())), 3)
+    assert again.as_json() == rule.as_json()
+    assert "let go so with probability at most 0.1" in rule.in_words()
+    assert "the 39 unsafe prompts of val" in rule.in_words()
+    tracker, steps = again.tracker(), 0
+    for scores in scores_of(rng, 1)[0].tolist():
+        tracker.see(scores)
+        steps += 1
+        if tracker.outcome is not None:
+            break
+    assert (tracker.outcome, tracker.margin < 0) == ("safe", True)
+    assert steps < STEPS
+    assert f"after {steps} steps: an unsafe sample is let go so with probability at most 0.1" in tracker.why
+    for wrong in ({"miss": None}, {"release": 1.0}, {"miss": 1.5}, {"release": math.inf}):
+        with pytest.raises((ValueError, TypeError)):
+            Sequential.from_json({**rule.as_json(), **wrong}, 3)
+    old = {
+        key: value
+        for key, value in rule.as_json().items()
+        if key not in ("release", "miss", "unsafe_prompts")
+    }
+    assert Sequential.from_json(old, 3).release is None

@@ -108,8 +108,36 @@ def calibrate(
         guarantee=guarantee,
         prompts=len(set(prompts)),
     )
-    margins = uncalibrated.margins(scores_NSK).max(axis=(1, 2))
-    # One video of each prompt, since they are alike, and none that a boundary stands on: no live video that
-    # stays below it has that margin.
+    return replace(uncalibrated, reference=_reference(uncalibrated, scores_NSK, prompts))
+
+
+def with_release(
+    rule: Sequential,
+    safe_NSK: Floats,
+    safe_prompts: Sequence[Hashable],
+    unsafe_NSK: Floats,
+    unsafe_prompts: Sequence[Hashable],
+    miss: float,
+) -> Sequential:
+    """The rule with the highest release by which an unsafe sample is let go with probability at most `miss`.
+
+    By conformal prediction, as the boundaries: what counts of an unsafe calibration sample is how low its
+    evidence fell before it was stopped. The boundaries are fixed before, on the safe ones.
+
+    Raises:
+        LvdError: there are too few unsafe prompts for `miss`.
+    """
+    fallen = -rule.lowest(unsafe_NSK)
+    lowest = -boundary(fallen, unsafe_prompts, miss, "marginal", name="miss", kind="unsafe")
+    found = replace(rule, release=min(lowest, 0.0), miss=miss, unsafe_prompts=len(set(unsafe_prompts)))
+    return replace(found, reference=_reference(found, safe_NSK, safe_prompts))
+
+
+def _reference(rule: Sequential, safe_NSK: Floats, prompts: Sequence[Hashable]) -> tuple[float, ...]:
+    """Margins of one video of each prompt, since they are alike.
+
+    None that a boundary stands on: no live video that stays below it has that margin.
+    """
+    margins = rule.margins(safe_NSK).max(axis=(1, 2))
     of_prompt = dict(zip(prompts, margins.tolist(), strict=True))
-    return replace(uncalibrated, reference=tuple(sorted(m for m in of_prompt.values() if m < 0)))
+    return tuple(sorted(margin for margin in of_prompt.values() if margin < 0))

@@ -34,7 +34,14 @@ def prompts_needed(alpha: float, guarantee: Guarantee, at_once: int = 1) -> int:
 
 
 def boundary(
-    statistic_N: Floats, prompts: Sequence[Hashable], alpha: float, guarantee: Guarantee, at_once: int = 1
+    statistic_N: Floats,
+    prompts: Sequence[Hashable],
+    alpha: float,
+    guarantee: Guarantee,
+    at_once: int = 1,
+    *,
+    name: str = "alpha",
+    kind: str = "safe",
 ) -> float:
     """The lowest boundary whose guarantee holds, for `statistic > boundary`.
 
@@ -45,23 +52,24 @@ def boundary(
     prompt's weight (Lee, Barber & Willett, 2023).
     confidence: with 95% confidence over the calibration prompts, at most a share alpha of all safe prompts
     has a video that exceeds it, of as many as a prompt had in calibration: an order statistic of the prompts'
-    highest (Wilks, 1941). `at_once` boundaries divide the doubt between them.
+    highest (Wilks, 1941). `at_once` boundaries divide the doubt between them. Errors call alpha by its
+    `name`, and the videos by their `kind`.
 
     Raises:
         LvdError: alpha is not in (0, 1), a statistic is NaN, or there are too few prompts.
     """
     if not 0 < alpha < 1:
-        raise LvdError(f"alpha={alpha} must be greater than 0 and less than 1")
+        raise LvdError(f"{name}={alpha} must be greater than 0 and less than 1")
     if np.isnan(statistic_N).any():
-        raise LvdError(f"{np.isnan(statistic_N).sum()} safe calibration videos have a missing score")
+        raise LvdError(f"{np.isnan(statistic_N).sum()} {kind} calibration videos have a missing score")
     by_prompt: dict[Hashable, list[float]] = {}
     for prompt, value in zip(prompts, statistic_N.tolist(), strict=True):
         by_prompt.setdefault(prompt, []).append(value)
     needed = prompts_needed(alpha, guarantee, at_once)
     if len(by_prompt) < needed:
         raise LvdError(
-            f"alpha={alpha} with the {guarantee} guarantee needs {needed} safe calibration prompts, "
-            f"and there are {len(by_prompt)}: capture more, or choose a larger alpha"
+            f"{name}={alpha} with the {guarantee} guarantee needs {needed} {kind} calibration prompts, "
+            f"and there are {len(by_prompt)}: capture more, or choose a larger {name}"
         )
     if guarantee == "marginal":
         return _marginal(by_prompt, alpha)

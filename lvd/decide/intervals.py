@@ -78,11 +78,11 @@ def _effective(hits_N: Bools, prompts_N: Ints) -> float:
     prompts, share, total = len(np.unique(prompts_N)), float(hits_N.mean()), len(hits_N)
     if share in (0, 1) or prompts == 1:
         return float(prompts)
-    variance = _bootstrap_variance((hits_N - share) / total, prompts_N)
+    variance = bootstrap_variance((hits_N - share) / total, prompts_N)
     return min(max(share * (1 - share) / variance, prompts), total) if variance > 0 else float(total)
 
 
-def _bootstrap_variance(influence_N: Floats, prompts_N: Ints) -> float:
+def bootstrap_variance(influence_N: Floats, prompts_N: Ints) -> float:
     """Of a statistic over a bootstrap over prompts, to first order and of endlessly many resamples.
 
     `influence_N` is what each sample adds to the statistic; a resample draws whole prompts.
@@ -106,7 +106,7 @@ def auroc_interval(label_N: Bools, score_N: Floats, prompts_N: Ints) -> Interval
     placement_N[~label_N] = 1 - placement_N[~label_N]
     area = float(placement_N[label_N].mean())
     of_class = {bool(kind): len(np.unique(prompts_N[label_N == kind])) for kind in (True, False)}
-    variance = _bootstrap_variance(
+    variance = bootstrap_variance(
         (placement_N - area) / np.where(label_N, label_N.sum(), (~label_N).sum()), prompts_N
     )
     if not 0 < area < 1 or variance == 0:

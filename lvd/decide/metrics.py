@@ -38,6 +38,7 @@ class Summary:
     `auroc` ranks samples by the rule's own statistic (the vote's is the number of flagged steps); what is not
     known counts against the rule.
     `steps_mean_unsafe` is the mean number of steps run (from 1) until a caught unsafe sample is stopped.
+    `steps_checked_safe` is the mean number of steps checked of a safe sample until its decision is fixed.
     `compute_saved` is 1 - steps run / steps, over all test samples; a sample that is not stopped runs all.
     """
 
@@ -62,6 +63,7 @@ class Summary:
     auroc: float | None
     auroc_ci: Interval | None
     steps_mean_unsafe: float | None
+    steps_checked_safe: float | None
     compute_saved: float
     per_category: dict[str, Any]
 
@@ -165,6 +167,7 @@ def summarise(
         auroc=None if math.isnan(area) else area,
         auroc_ci=None if math.isnan(area) else auroc_interval(label, statistic, prompts_N),
         steps_mean_unsafe=steps_until_caught(decisions, label),
+        steps_checked_safe=None if label.all() else float((decisions.step[~label] + 1).mean()),
         compute_saved=float(1 - steps_run.sum() / (all_steps * len(steps_run))),
         per_category=per_category,
     )

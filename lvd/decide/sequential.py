@@ -12,12 +12,12 @@ Shapes: N samples, S steps, K categories.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from lvd.decide.rules import Bools, Decisions, Floats, log_odds
+from lvd.decide.rules import Bools, Decisions, Floats, Ints, log_odds
 from lvd.errors import LvdError
 
 # Of a category: stop its samples, release and mark them, or take no notice of it.
@@ -107,6 +107,10 @@ class Sequential:
     `alpha`, `guarantee` and `prompts` (how many safe ones calibrated it) are `lvd.decide.conformal`'s.
     `reference` are the margins of the calibration videos that were not stopped, one a prompt, for
     `lvd.guard.drift`.
+
+    `release`, if there is one: a sample is safe from here on, and not checked any further, as soon as every
+    category's margin is below it, unless one has crossed. With the probability `miss` at most an unsafe
+    sample like those of `unsafe_prompts` prompts is let go so. It can only make blocks rarer: `alpha` holds.
     """
 
     kind: ClassVar[str] = "sequential"
@@ -117,6 +121,9 @@ class Sequential:
     guarantee: str
     prompts: int
     reference: tuple[float, ...] = ()
+    release: float | None = None
+    miss: float | None = None
+    unsafe_prompts: int = 0
 
     @property
     def steps(self) -> int:
@@ -126,10 +133,30 @@ class Sequential:
         return SequentialTracker(self)
 
     def margins(self, scores_NSK: Floats) -> Floats:
-        """How far each category's evidence lies above its boundary, `[N, S, K]`; -inf where it is allowed."""
+        """How far each category's evidence lies above its boundary, `[N, S, K]`.
+
+        -inf where the category is allowed, and after the step at which a sample is let go.
+        """
         margins: Floats = self.evidence.of(scores_NSK) - np.array(self.boundary)
         margins[:, :, [policy == "allow" for policy in self.policy]] = -np.inf
+        let_go, step = self._let_go(margins)
+        after = np.arange(margins.shape[1]) > step[:, None]
+        margins[let_go[:, None] & after] = -np.inf
         return margins
+
+    def _let_go(self, margins_NSK: Floats) -> tuple[Bools, Ints]:
+        """Which samples are let go before their last step, and at which, `[N]`."""
+        if self.release is None:
+            return np.zeros(len(margins_NSK), dtype=bool), np.zeros(len(margins_NSK), dtype=np.int64)
+        low: Bools = np.asarray(margins_NSK.max(axis=2) < self.release)
+        low &= np.maximum.accumulate(margins_NSK.max(axis=2), axis=1) <= 0
+        return np.asarray(low.any(axis=1)), low.argmax(axis=1)
+
+    def lowest(self, scores_NSK: Floats) -> Floats:
+        """The lowest that the largest margin was before any category crossed, `[N]`; inf: one did at once."""
+        margins_NS = replace(self, release=None).margins(scores_NSK).max(axis=2)
+        before = np.maximum.accumulate(margins_NS, axis=1) <= 0
+        return np.asarray(np.where(before | np.isnan(margins_NS), margins_NS, np.inf).min(axis=1))
 
     def decide(self, scores_NSK: Floats) -> Decisions:
         """Stopped where a category to block crosses; marked where one to flag does and none to block.
@@ -147,11 +174,12 @@ class Sequential:
         blocked: Bools = np.asarray(crossed_NS.any(axis=1))
         marked: Bools = np.asarray((margins[:, :, ~blocking] > 0).any(axis=(1, 2)))
         known: Bools = np.asarray(~np.isnan(margins).any(axis=(1, 2)))
-        last = self.steps - 1
+        let_go, release_step = self._let_go(margins)
+        end = np.where(let_go, release_step, self.steps - 1)
         return Decisions(
             unsafe=blocked | (marked & known),
             safe=~blocked & ~marked & known,
-            step=np.where(blocked, crossed_NS.argmax(axis=1), last).astype(np.int64),
+            step=np.where(blocked, crossed_NS.argmax(axis=1), end).astype(np.int64),
             blocked=blocked,
         )
 
@@ -175,11 +203,21 @@ class Sequential:
         return (
             "Each category's log-odds are cumulated over the steps, weighed by how much a step is worth; "
             "a sample is unsafe as soon as the evidence of a category exceeds its boundary."
+            + self._release_in_words()
             + "".join(
                 f" Of the {len(self.policy)} categories, {self.policy.count(kind)} are only {what}."
                 for kind, what in _EXCEPTIONS.items()
                 if kind in self.policy
             )
+        )
+
+    def _release_in_words(self) -> str:
+        if self.release is None:
+            return ""
+        return (
+            f" It is safe, and not checked any further, as soon as all are more than {-self.release:.1f} "
+            f"below; an unsafe sample is let go so with probability at most {self.miss:g}, as long as it is "
+            f"exchangeable with those of the {self.unsafe_prompts} unsafe prompts of val (marginal)."
         )
 
     def guarantee_in_words(self) -> str:
@@ -216,6 +254,10 @@ class Sequential:
             guarantee=str(raw["guarantee"]),
             prompts=int(raw["prompts"]),
             reference=tuple(map(float, raw["reference"])),
+            # Bundles of earlier versions let nothing go.
+            release=None if raw.get("release") is None else float(raw["release"]),
+            miss=None if raw.get("miss") is None else float(raw["miss"]),
+            unsafe_prompts=int(raw.get("unsafe_prompts", 0)),
         )
         shapes = {array.shape for array in arrays}
         numbers = [*rule.boundary, *(array.sum() for array in arrays)]
@@ -227,6 +269,9 @@ class Sequential:
             or not 0 < rule.alpha < 1
             or rule.guarantee not in ("marginal", "confidence")
             or not np.isfinite(rule.reference).all()
+            or (rule.release is None) != (rule.miss is None)
+            or not (rule.release is None or -np.inf < rule.release <= 0)
+            or not (rule.miss is None or 0 < rule.miss < 1)
             or not np.isfinite(numbers).all()
             or evidence.steps == 0
         ):
@@ -268,8 +313,18 @@ class SequentialTracker:
         elif is_last:
             self.outcome = "safe"
             self.why = f"evidence stayed {-self.margin:.1f} below the boundary in all {rule.steps} steps"
-            if self._allowed.any():
-                self.why += f"; {self._allowed.sum()} categories are allowed, and were not looked at"
+            self._tell_allowed()
+        elif rule.release is not None and self.margin <= 0 and margins.max() < rule.release:
+            self.outcome = "safe"
+            self.why = (
+                f"evidence {-margins.max():.1f} below the boundary after {self._step} steps: "
+                f"an unsafe sample is let go so with probability at most {rule.miss}"
+            )
+            self._tell_allowed()
+
+    def _tell_allowed(self) -> None:
+        if self._allowed.any():
+            self.why += f"; {self._allowed.sum()} categories are allowed, and were not looked at"
 
     def categories(self) -> tuple[int, ...]:
         """Those that crossed."""

@@ -3,9 +3,9 @@
     python -m lvd.guard.drift audit.jsonl --bundle runs/mine/bundle [--false-alarm 0.01]
 
 The bundle's guarantee holds while a live safe video is exchangeable with the calibration videos. Every video
-that the log calls safe was watched to the end; how far its evidence stayed below the boundary goes into a
-conformal test martingale (`lvd.decide.martingale`), of each prompt's first such video alone, as in the
-calibration: videos of one prompt are alike. Exit status 1 is an alarm, 2 an error.
+that the log calls safe was watched until that was decided; how far its evidence stayed below the boundary
+goes into a conformal test martingale (`lvd.decide.martingale`), of each prompt's first such video alone, as
+in the calibration: videos of one prompt are alike. Exit status 1 is an alarm, 2 an error.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class Drift:
     """What a log shows of one bundle's traffic."""
 
     decisions: int  # of this bundle
-    watched: int  # of which were safe, watched to the end, and the first of their prompt
+    watched: int  # of which were safe, and the first of their prompt
     capital: float
     alarm_at: int | None  # which of the watched, from 1
 

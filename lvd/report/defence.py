@@ -482,6 +482,7 @@ def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple
         "Flagged safe samples, released, not counted as blocked": (str((marked & ~test.label).sum()), ""),
         "AUROC of the rule's statistic": _cell(summary.auroc, summary.auroc_ci),
         "Steps run until a caught unsafe sample is stopped, mean": (_mean(mean), ""),
+        "Steps checked of a safe sample, mean": (_mean(summary.steps_checked_safe), ""),
         "Steps saved, caught unsafe samples": (
             "–" if mean is None else f"{1 - mean / sampler_steps:.0%}",
             "",
