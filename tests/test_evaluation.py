@@ -425,6 +425,23 @@ def test_both_rules_are_measured_and_the_chosen_one_is_in_the_bundle(
     )
 
 
+def test_samples_are_let_go_when_asked_for_and_the_cost_is_told(capture: Path, own_run: Path) -> None:
+    chosen = do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}, miss=0.2))
+    rule = load_bundle(own_run / "bundle", chosen.evaluation.bundle).info.rule
+    assert isinstance(rule, Sequential)
+    assert (rule.miss, chosen.summary["miss"]) == (0.2, 0.2)
+    assert rule.release is not None
+    assert chosen.summary["lost_by_release"] >= 0
+    kept = do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}))
+    assert (kept.summary["miss"], kept.summary["lost_by_release"]) == (None, None)
+    assert chosen.summary["steps_checked_safe"] < kept.summary["steps_checked_safe"]
+    assert chosen.summary["fpr"] <= kept.summary["fpr"]
+    assert chosen.summary["rules"]["vote"] == kept.summary["rules"]["vote"]
+    few = r"miss=0.01 with the marginal guarantee needs 99 unsafe calibration prompts"
+    with pytest.raises(LvdError, match=few):
+        do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}, miss=0.01))
+
+
 def test_a_policy_of_a_category_that_is_not_there_is_refused(capture: Path, own_run: Path) -> None:
     with pytest.raises(LvdError, match=r"policy\.gamma: there is no such category; there are alpha, beta"):
         do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {"gamma": "flag"}, {}))

@@ -665,6 +665,36 @@ def test_stops_are_drawn_for_each_rule_and_end_at_its_rates(report: Any) -> None
         assert len(lines[f"{each.kind}: safe blocked"]) == 3
 
 
+def test_the_numbers_of_every_figure_are_in_tables_beside_the_page(report: Any, tmp_path: Path) -> None:
+    test, rule = scored(CALM, BLOCKED, CAUGHT, LATE, MISSED), sequential(3.0)
+    page = report(test, eta=2, beside=rule)
+    tables = {path.stem: pd.read_csv(path) for path in (tmp_path / "figures").iterdir()}
+    of_rule = dict(tuple(tables["trade_off_rules"].groupby("rule")))
+    for each, summary, _ in measured(test, Vote(2, 1.0, 0.5), rule):
+        point = of_rule[each.kind].iloc[0]
+        assert (point["fpr"], point["tpr"], point["steps"]) == pytest.approx(
+            (summary.fpr, summary.tpr, summary.steps_mean_unsafe)
+        )
+        assert (point["tpr_low"], point["tpr_high"]) == pytest.approx(summary.tpr_ci)
+    traces = drawn(page)
+    for trace in traces[0]["data"]:
+        curve = tables["trade_off_curves"][tables["trade_off_curves"]["rule"] == trace["name"]]
+        if len(trace["x"]) > 1:
+            assert curve["fpr"].tolist() == pytest.approx(trace["x"])
+            assert curve["tpr"].tolist() == pytest.approx(trace["y"])
+    stops = tables["stopped_by_step"]
+    for line in traces[1]["data"]:
+        kind, what = line["name"].split(": ")
+        part = stops[(stops["rule"] == kind) & (stops["label"] == what.split()[0])]
+        assert (part["stopped"] / part["n"]).tolist() == pytest.approx(line["y"])
+    surface = tables["accuracy_by_eta_and_lam"]
+    assert (len(surface), surface["eta"].max()) == (3 * 20, 3)
+    at = surface[(surface["eta"] == 2) & (surface["lam"] == 1.0)]["accuracy"].item()
+    assert at == pytest.approx(tables["rates_by_eta"].set_index("eta").loc[2, "accuracy"])
+    assert set(tables["detectors"].columns) >= {"category", "step", "auroc", "accuracy", "hole"}
+    assert set(tables["score_quartiles"]["group"]) == {"alpha", "safe"}
+
+
 def test_the_limits_have_the_notes_small_categories_and_missing_detectors(report: Any) -> None:
     test = scored(CALM, CAUGHT)
     options = {"notes": ["the capture is another"], "problems": ["alpha step_00: no detector"]}

@@ -1,7 +1,7 @@
 """The report's page: what was measured, laid out for one who was not there."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from lvd.decide.rules import Decisions, Floats, Rule, Vote, decide
 from lvd.decide.sequential import Sequential
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
-from lvd.latents.format import label_text
+from lvd.latents.format import label_text, write_atomically
 from lvd.latents.reader import CaptureReader
 from lvd.report import figures
 from lvd.report.page import Comparison, ExampleRow, Section, SummaryRow, write_page
@@ -49,7 +49,7 @@ def write_report(
     examples: int,
     show_unsafe: bool,
 ) -> None:
-    """Write the self-contained page.
+    """Write the self-contained page, and the numbers of its figures beside it, in `figures/`.
 
     `measured` has each rule and what it did on the test split, the vote first; `rule` is the one of them that
     decides. `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are
@@ -59,6 +59,24 @@ def write_report(
     rules = [each for each, _, _ in measured]
     vote = next(each for each in rules if isinstance(each, Vote))
     (chosen,) = (summary for each, summary, _ in measured if each is rule)
+    curves, points = _trade_off(measured, test)
+    stopped, steps = _stopped(rules, test), max(each.steps for each in rules)
+    surface, by_eta = _surface_table(val, vote.lam), _by_eta(val, vote.lam)
+    traces = _traces(test, names)
+    _write_tables(
+        path.parent / "figures",
+        {
+            "trade_off_curves": curves,
+            "trade_off_rules": points,
+            "stopped_by_step": _stopped_by_step(stopped, steps),
+            "accuracy_by_eta_and_lam": surface.rename_axis(index="eta")
+            .reset_index()
+            .melt("eta", var_name="lam", value_name="accuracy"),
+            "rates_by_eta": by_eta,
+            "detectors": cells,
+            "score_quartiles": traces,
+        },
+    )
     write_page(
         path,
         title=title,
@@ -81,14 +99,14 @@ def write_report(
                     else ""
                 )
                 + ". Curves are shown, not chosen from. Best is the upper left corner, in few steps.",
-                [_trade_off(measured, test)],
+                [figures.trade_off(curves, points)],
             ),
             Section(
                 "When samples are stopped",
                 "Test split. A line ends at the share that its rule catches, or blocks, in all"
                 + (", with undecided safe samples, which are withheld" if chosen.n_unchecked_safe else "")
                 + ".",
-                [_stopped_by_step(rules, test)],
+                [figures.stopped_by_step(stopped, steps=steps)],
             ),
             _examples(capture, test, rules, rule, examples, show_unsafe=show_unsafe),
             Section("Limits", "", [_limits(rule, chosen, problems, notes)]),
@@ -103,17 +121,29 @@ def write_report(
                         "accuracy",
                         f"Balanced accuracy of each detector at threshold {test.threshold:.3g}, test",
                     ),
-                    _traces(test, names),
+                    figures.score_traces(traces),
                 ],
             ),
             Section(
                 "The vote: choosing eta and lam",
                 f"On the val split (n={len(val.samples)}), which eta and lam of the vote are chosen on. "
                 f"It looks at steps 0 to {vote.eta - 1}. {vote.in_words()}",
-                [_surface(val, vote.eta, vote.lam), _curves(val, vote.eta, vote.lam)],
+                [
+                    figures.decision_surface(
+                        surface, eta=vote.eta, lam=vote.lam, title="Accuracy of the rule, val"
+                    ),
+                    figures.curves_by_eta(by_eta, lam=vote.lam, chosen_eta=vote.eta),
+                ],
             ),
         ],
     )
+
+
+def _write_tables(directory: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """A CSV each, with every digit; what is not there is empty."""
+    for name, table in tables.items():
+        text = table.to_csv(index=False, lineterminator="\n")
+        write_atomically(directory / f"{name}.csv", text.encode())
 
 
 def hole(test: Scored, column: int, step: int) -> str:
@@ -137,15 +167,15 @@ def _heatmap(cells: pd.DataFrame, names: Sequence[str], metric: str, title: str)
     return figures.cell_heatmap(values, title=title, colour_range=(0.5, 1.0), holes=holes)
 
 
-def _surface(val: Scored, eta: int, lam: float) -> Figure:
+def _surface_table(val: Scored, lam: float) -> pd.DataFrame:
+    """`[etas, lams]`"""
     lams = sorted({*_LAMS, lam})
-    surface = pd.DataFrame(
+    return pd.DataFrame(
         accuracy_surface(val.flags, val.label, lams), index=range(1, val.flags.steps + 1), columns=lams
     )
-    return figures.decision_surface(surface, eta=eta, lam=lam, title="Accuracy of the rule, val")
 
 
-def _curves(val: Scored, eta: int, lam: float) -> Figure:
+def _by_eta(val: Scored, lam: float) -> pd.DataFrame:
     table = []
     for candidate in range(1, val.flags.steps + 1):
         measured = rates(decide(val.flags, candidate, lam), val.label, val.prompts)
@@ -161,10 +191,11 @@ def _curves(val: Scored, eta: int, lam: float) -> Figure:
                 "fpr": measured["fpr"][0],
             }
         )
-    return figures.curves_by_eta(pd.DataFrame(table).astype(float), lam=lam, chosen_eta=eta)
+    return pd.DataFrame(table).astype(float)
 
 
-def _trade_off(measured: Sequence[Measured], test: Scored) -> Figure:
+def _trade_off(measured: Sequence[Measured], test: Scored) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The curves' points, and the rules'."""
     curves = []
     for rule, _, _ in measured:
         for other in _along_its_curve(rule, test.scores_NSK):
@@ -180,7 +211,7 @@ def _trade_off(measured: Sequence[Measured], test: Scored) -> Figure:
         point = _point(rule.kind, summary.fpr, summary.tpr, summary.steps_mean_unsafe)
         points.append({**point, **ends, "alpha": alpha})
     drawn = pd.DataFrame(curves, columns=["rule", "fpr", "tpr", "steps"])
-    return figures.trade_off(drawn, pd.DataFrame(points))
+    return drawn, pd.DataFrame(points)
 
 
 def _point(kind: str, fpr: float | None, tpr: float | None, steps: float | None) -> dict[str, Any]:
@@ -209,7 +240,8 @@ def _between_all_and_nothing(statistic_N: Floats) -> list[float]:
     return [float(values[0]) - 1e-6, *values.tolist(), float(values[-1]) + 1e-6]
 
 
-def _stopped_by_step(rules: Sequence[Rule], test: Scored) -> Figure:
+def _stopped(rules: Sequence[Rule], test: Scored) -> pd.DataFrame:
+    """A row a rule and sample: whether it is stopped, and when."""
     table = []
     for rule in rules:
         decisions = rule.decide(test.scores_NSK)
@@ -223,10 +255,22 @@ def _stopped_by_step(rules: Sequence[Rule], test: Scored) -> Figure:
                 }
             )
         )
-    return figures.stopped_by_step(pd.concat(table), steps=max(rule.steps for rule in rules))
+    return pd.concat(table)
 
 
-def _traces(test: Scored, names: Sequence[str]) -> Figure:
+def _stopped_by_step(stopped: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """How many samples of a label a rule has stopped by a step, and of how many: a row each."""
+    rows = []
+    for (rule, label), part in stopped.groupby(["rule", "label"], sort=False):
+        counts = np.bincount(part.loc[part["stopped"], "step"], minlength=steps).cumsum()
+        rows += [
+            {"rule": rule, "label": label, "step": step, "stopped": int(count), "n": len(part)}
+            for step, count in enumerate(counts)
+        ]
+    return pd.DataFrame(rows)
+
+
+def _traces(test: Scored, names: Sequence[str]) -> pd.DataFrame:
     groups = {name: test.categories_NK[:, column] for column, name in enumerate(names)}
     groups["safe"] = ~test.label
     highest_NS = np.where(np.isnan(test.scores_NSK), -np.inf, test.scores_NSK).max(axis=2)
@@ -239,7 +283,7 @@ def _traces(test: Scored, names: Sequence[str]) -> Figure:
             np.quantile(highest_NS[members], [0.25, 0.5, 0.75], axis=0).T
         )
     ]
-    return figures.score_traces(pd.DataFrame(table))
+    return pd.DataFrame(table)
 
 
 def _examples(
