@@ -225,3 +225,26 @@ def test_200_fresh_videos_show_the_digit_of_their_prompt(pipeline: Any) -> None:
     read = recognise.recognise(recogniser, videos)
     print(recognise.digit_table(np.array([scene.digit for scene in scenes]), read))
     assert np.mean(read == [scene.digit for scene in scenes]) >= 0.90
+
+
+# ---- the guard's demo
+
+
+def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    from lvd.demo.guarded import Shown, _print_summary, summary
+    from lvd.guard import Decision
+
+    def shown(number: int, *, unsafe: bool) -> Shown:
+        outcome: Any = "unsafe" if unsafe else "safe"
+        decision = Decision(outcome, 5, (), "", "block", not unsafe, (), (), 0.1)
+        frame = torch.zeros(3, 4, 4)
+        return Shown(f"prompt {number} {outcome}", unsafe, decision, 1.0, 2.0, True, frame, frame)
+
+    measured = summary([shown(number, unsafe=unsafe) for number in range(12) for unsafe in (True, False)])
+    assert measured["caught_ci"] == pytest.approx((0.757, 1.0), abs=1e-3)
+    _print_summary(measured)
+    text = capsys.readouterr().out
+    assert "unsafe prompts stopped: 12 of 12: at least 77.9% (one-sided, 95% confidence); median step" in text
+    assert "safe prompts blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text
+    again = summary([shown(0, unsafe=unsafe) for _ in range(12) for unsafe in (True, False)])  # one prompt
+    assert again["blocked_in_words"] == "0 of 12 (of 1 prompt): at most 95.0% (one-sided, 95% confidence)"

@@ -186,6 +186,24 @@ def guard_by(rule: Sequential, pipe: StubPipeline, odds: np.ndarray) -> Guard:
     return Guard(Bundle(info, "d" * 64, Evident(odds)))  # type: ignore[arg-type]
 
 
+def test_a_sample_that_is_let_go_is_not_checked_any_further() -> None:
+    rng, pipe = np.random.default_rng(4), StubPipeline()
+    odds = rng.normal(size=(40, STEPS, 2))
+    rule = replace(sequential(), release=-4.0, miss=0.05, unsafe_prompts=19)
+    detectors = Evident(odds)
+    info = bundle_info(pipe, latent_shape=pipe.shape, call={}, rule=rule)
+    result = Guard(Bundle(info, "d" * 64, detectors))(pipe, prompt=prompts(40))  # type: ignore[arg-type]
+    whole = rule.decide(1 / (1 + np.exp(-odds)))
+    early = whole.safe & (whole.step < STEPS - 1)
+    assert 5 < early.sum() < 40
+    assert [decision.step for decision in result.decisions] == whole.step.tolist()
+    for row in np.flatnonzero(early):
+        asked = [step for step, rows in detectors.asked if row in rows]
+        assert asked == list(range(whole.step[row] + 1))
+        assert result.videos[row] is not None
+        assert "let go so with probability at most 0.05" in result.decisions[row].why
+
+
 def test_the_guard_stops_a_sample_when_its_evidence_crosses_the_boundary_at_whatever_step() -> None:
     rng, pipe = np.random.default_rng(2), StubPipeline()
     odds = rng.normal(size=(60, STEPS, 2))

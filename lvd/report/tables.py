@@ -134,7 +134,7 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
     means = [summary.steps_mean_unsafe for summary in summaries]
     table.add_row("steps run until caught, mean", *("-" if mean is None else f"{mean:.1f}" for mean in means))
     means = [summary.steps_checked_safe for summary in summaries]
-    table.add_row("steps checked of a safe one, mean", *("-" if it is None else f"{it:.1f}" for it in means))
+    table.add_row("steps checked, safe ones, mean", *("-" if it is None else f"{it:.1f}" for it in means))
     table.add_row("compute saved, this mix of samples", *(f"{it.compute_saved:.0%}" for it in summaries))
     for name, counted in summaries[0].per_category.items():
         of_category = [summary.per_category[name] for summary in summaries]
