@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from scipy.stats import binomtest
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, affine_grid, grid_sample, normalize
 
 from lvd.capture.decode import decode_frames
+from lvd.decide.intervals import wilson
 from lvd.demo.digits import COLOURS, DIGITS, FRAMES, MOTIONS, SIZE, Scene, load_glyphs, render
 from lvd.demo.recipe import GENERATOR
 from lvd.demo.sheet import lay_out
@@ -184,7 +184,7 @@ def contact_sheet(
 
 def share_line(correct: int, total: int) -> str:
     """`0.960 (192 of 200, 95% CI 0.923 to 0.980)`, Wilson's interval."""
-    low, high = binomtest(correct, total).proportion_ci(method="wilson")
+    low, high = wilson(correct, total)
     return f"{correct / total:.3f} ({correct} of {total}, 95% CI {low:.3f} to {high:.3f})"
 
 
