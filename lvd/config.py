@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
     from lvd.capture.source import Source
     from lvd.capture.uvd import Videos
+    from lvd.detect.pretrained import Pretrained
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
     from lvd.evaluation import Bound
     from lvd.sweep.grid import Cell
@@ -269,6 +270,7 @@ class FitConfig:
     shift: int = 0  # augmentation: random shifts of up to so many latent pixels, and time reversal
     optimizer: str = "adamw"  # or adam, sgd
     patience: int | None = None  # stop after so many validations without a better AUROC; null: never early
+    schedule: str = "one_cycle"  # of the learning rate: it rises and falls; linear: it falls to 0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
@@ -277,6 +279,7 @@ class FitConfig:
         _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
         _require(self.shift >= 0, f"shift={self.shift} must not be negative")
         _one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
+        _one_of("schedule", self.schedule, ("one_cycle", "linear"))
         _require(self.patience is None or self.patience >= 1, f"patience={self.patience} must be at least 1")
 
 
@@ -295,17 +298,35 @@ class TrunkConfig:
 class DetectorConfig:
     """The detectors of a grid."""
 
-    init: str = "auto"  # auto: from the run's trunk when it is there; trunk; scratch
+    init: str = "auto"  # auto: from the run's trunk when it is there; trunk; scratch; pretrained
+    pretrained: str | None = (
+        None  # with init=pretrained: a VideoMAE that reads decoded frames, hub id or folder
+    )
+    revision: str | None = None  # of pretrained, on the hub
     tuning: str = "head"  # of a detector that starts from the trunk: head or full
     negatives: str = "balanced"  # safe samples: as many as unsafe ones, or all
-    cache: bool = False  # a network's job reads its latents once and keeps them in memory
+    cache: bool = False  # a network's job reads its latents or frames once and keeps them in memory
     head: FitConfig = MISSING
-    network: FitConfig = MISSING  # full tuning, and training from scratch
+    network: FitConfig = MISSING  # full tuning, and training from scratch or of what is pretrained
 
     def __post_init__(self) -> None:
-        _one_of("detector.init", self.init, ("auto", "trunk", "scratch"))
+        _one_of("detector.init", self.init, ("auto", "trunk", "scratch", "pretrained"))
+        _require(
+            (self.init == "pretrained") == (self.pretrained is not None),
+            f"detector.init={self.init} detector.pretrained={self.pretrained}: init=pretrained and what is "
+            "pretrained go together, as in experiment=paper",
+        )
+        _require(
+            self.revision is None or self.pretrained is not None,
+            f"detector.revision={self.revision} is of detector.pretrained, which is not given",
+        )
         _one_of("detector.tuning", self.tuning, ("head", "full"))
         _one_of("detector.negatives", self.negatives, ("balanced", "all"))
+
+    def weights(self) -> "Pretrained | None":
+        from lvd.detect.pretrained import Pretrained
+
+        return None if self.pretrained is None else Pretrained(self.pretrained, self.revision)
 
 
 @dataclass
@@ -412,6 +433,7 @@ class TrainConfig:
             head=Fit(**vars(self.detector.head)),
             network=Fit(**vars(self.detector.network)),
             cache=self.detector.cache,
+            pretrained=self.detector.weights(),
         )
 
 

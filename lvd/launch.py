@@ -27,6 +27,7 @@ from lvd.latents.format import read_info, read_samples
 from lvd.sweep.check import (
     data_problem,
     disk_problem,
+    frames_problem,
     missing_data,
     other_configuration,
     refuse,
@@ -149,7 +150,11 @@ class Request:
 
         trunk = starting_trunk(self.config.run_dir, self.config.detector.init)  # type: ignore[arg-type]
         kind = "heads on the trunk" if self.config.detector.tuning == "head" else "tuned copies of the trunk"
-        print(f"{len(self.cells)} detectors, {kind if trunk else 'trained from scratch (no trunk)'}")
+        if self.config.detector.pretrained is not None:
+            kind = f"each {self.config.detector.pretrained} tuned on decoded frames"
+        elif trunk is None:
+            kind = "trained from scratch (no trunk)"
+        print(f"{len(self.cells)} detectors, {kind}")
         if len(left) < len(self.cells):
             print(f"{len(self.cells) - len(left)} of them are done")
         if not self.multirun:
@@ -220,7 +225,9 @@ def read_request(arguments: Sequence[str], conf: Path, config_name: str) -> Requ
     missing = missing_data(config.capture_dir, [cell.step for cell in cells])
     problems += data_problem(missing) + _machine_problems(config, launcher)
     request = Request(others, config, cells, multirun, missing, problems)
-    if cells:
+    if cells and not problems:
+        problems += _pretrained_problems(config, cells, elsewhere=launcher not in _HERE)
+    if cells and (config.detector.pretrained is None or not problems):
         problems += _run_problems(config, request.identities[cells[0]], len(cells), multirun=multirun)
     if not (config.plan and cells):
         refuse(problems)
@@ -281,10 +288,27 @@ def _run_problems(config: TrainConfig, identity: "Identity", jobs: int, *, multi
     if identity.blocked is not None:
         return [identity.blocked]
     used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
-    size = weights_bytes(config.run_dir / "trunk", identity.settings)
+    pretrained = config.detector.weights()
+    if pretrained is not None:
+        size = pretrained.weights_bytes
+    else:
+        size = weights_bytes(config.run_dir / "trunk", identity.settings)
     return other_configuration(config.run_dir, used, identity.settings) + disk_problem(
         config.run_dir, jobs, size, page=multirun
     )
+
+
+def _pretrained_problems(config: TrainConfig, cells: Sequence[Cell], *, elsewhere: bool) -> list[str]:
+    """What detectors of pixels need besides: their VideoMAE, and frames."""
+    pretrained = config.detector.weights()
+    if pretrained is None:
+        return []
+    try:
+        shape = pretrained.frame_shape
+        _ = pretrained.identity
+    except LvdError as error:
+        return [str(error)]
+    return frames_problem(config.capture_dir, [cell.step for cell in cells], shape, elsewhere=elsewhere)
 
 
 def _trunk_problems(config: TrainConfig) -> list[str]:

@@ -9,11 +9,11 @@ from lvd.errors import LvdError
 from lvd.latents.format import CaptureInfo
 
 
-def load_vae(info: CaptureInfo) -> Any:
-    """The pipeline's own image VAE, from this machine's files: nothing is downloaded for a picture.
+def load_vae(info: CaptureInfo, *, download: bool = False) -> Any:
+    """The pipeline's own image VAE. Nothing is downloaded for a picture: only with `download`.
 
     Raises:
-        LvdError: its weights are not here, or it is of a kind that does not decode frame by frame.
+        LvdError: its weights cannot be had, or it is of a kind that does not decode frame by frame.
     """
     from diffusers import AutoModel
 
@@ -23,10 +23,11 @@ def load_vae(info: CaptureInfo) -> Any:
             subfolder="vae",
             revision=info.revision,
             use_safetensors=True,
-            local_files_only=True,
+            local_files_only=not download,
         )
     except (OSError, ValueError) as error:
-        raise LvdError(f"the VAE of {info.pipeline} is not on this machine") from error
+        missing = "cannot be downloaded, and " if download else ""
+        raise LvdError(f"the VAE of {info.pipeline} {missing}is not on this machine") from error
     if type(vae).__name__ != "AutoencoderKL":
         raise LvdError(f"{type(vae).__name__} of {info.pipeline} does not decode single frames")
     return vae.eval()

@@ -11,15 +11,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lvd.capture.frames import step_frames
 from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
-from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
+from lvd.detect.network import HeadDetector, PixelDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.format import Sample, step_name, write_atomically
+from lvd.latents.frames import FrameShape
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_groups
 from lvd.progress import progress
 
 _BATCH = 128
+_PIXEL_BATCH = 16  # of VideoMAE-base: 1,568 tokens a video
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,11 @@ def score_step(
     step: int,
     rows: Sequence[int],
     holes: Mapping[str, str],
+    device: torch.device | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Scores `[len(rows), K]` of every category's detector at one step, and what is missing, in sentences.
 
+    `device` is for detectors of pixels, the one kind that is slow; None: the CPU.
     A detector that is missing or unreadable leaves NaN in its column; `holes` has the categories whose
     detectors must not be used, and why.
     """
@@ -111,6 +116,14 @@ def score_step(
                 if features is None:
                     features = step_features(capture, run / "trunk", trunk_sha256, step)[list(rows)]
                 scores[:, column] = detector(features).sigmoid()
+            elif isinstance(detector, PixelDetector):
+                frames = step_frames(capture, step, FrameShape(*detector.frame_shape), device)
+                detector.to(device)
+                logits = [
+                    detector(torch.from_numpy(frames.read(part)).to(device))
+                    for part in _batches(rows, _PIXEL_BATCH)
+                ]
+                scores[:, column] = torch.cat(logits).sigmoid().cpu()
             else:
                 latents = capture.step(step)
                 scores[:, column] = torch.cat(
@@ -124,10 +137,12 @@ def score_grid(
     run: Path,
     parts: Mapping[str, Sequence[int]],
     holes: Mapping[int, Mapping[str, str]],
+    device: torch.device | None = None,
 ) -> tuple[dict[str, Scored], list[str]]:
     """Parts of a capture, each of some rows, at every step, and what is missing, in sentences.
 
-    `holes` has, for a step, the categories whose detectors must not be used, and why.
+    `holes` has, for a step, the categories whose detectors must not be used, and why; `device` as in
+    `score_step`.
     """
     rows = [row for part in parts.values() for row in part]
     digest = trunk_digest(run / "trunk")
@@ -135,7 +150,7 @@ def score_grid(
     problems: list[str] = []
     with progress("scoring", capture.info.stored_steps, "steps") as advance:
         for step in range(capture.info.stored_steps):
-            of_step, missing = score_step(capture, run, digest, step, rows, holes.get(step, {}))
+            of_step, missing = score_step(capture, run, digest, step, rows, holes.get(step, {}), device)
             scores.append(of_step)
             problems += missing
             advance()
@@ -152,6 +167,6 @@ def score_grid(
     return scored, problems
 
 
-def _batches(rows: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), _BATCH):
-        yield rows[start : start + _BATCH]
+def _batches(rows: Sequence[int], size: int = _BATCH) -> Iterator[Sequence[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

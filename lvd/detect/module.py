@@ -17,9 +17,10 @@ from torchmetrics.classification import (
     MultilabelAUROC,
 )
 
-from lvd.detect.network import Detector, NetworkDetector, Trunk
+from lvd.detect.network import Detector, HeadDetector, Trunk
 
 Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["one_cycle", "linear"]
 
 
 def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -38,7 +39,7 @@ def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
 
 
 class TrunkModule(LightningModule):
-    """All categories at all steps: weighted binary cross-entropy, a one-cycle schedule."""
+    """All categories at all steps: weighted binary cross-entropy."""
 
     positive_weight: Tensor
 
@@ -52,6 +53,7 @@ class TrunkModule(LightningModule):
         weight_decay: float,
         shift: int,
         optimizer: Optimizer = "adamw",
+        schedule: Schedule = "one_cycle",
         seed: int,
     ) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class TrunkModule(LightningModule):
         self.weight_decay = weight_decay
         self.shift = shift
         self.optimizer_name = optimizer
+        self.schedule = schedule
         self.register_buffer("positive_weight", positive_weight)
         self._augmentation = torch.Generator().manual_seed(seed)
         self.auroc = MultilabelAUROC(num_labels=len(self.category_names), average="none", ignore_index=-1)
@@ -87,7 +90,7 @@ class TrunkModule(LightningModule):
         self.log("val/auroc", per_category.mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        return _one_cycle(self, self.optimizer_name, self.learning_rate, self.weight_decay)
+        return _optimizer(self, self.optimizer_name, self.schedule, self.learning_rate, self.weight_decay)
 
     def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         weight = weight * torch.where(target > 0, self.positive_weight, 1.0)
@@ -96,7 +99,7 @@ class TrunkModule(LightningModule):
 
 
 class DetectorModule(LightningModule):
-    """One cell: balanced binary cross-entropy, a one-cycle schedule, threshold 0.5."""
+    """One cell: balanced binary cross-entropy, threshold 0.5."""
 
     positive_weight: Tensor
 
@@ -109,6 +112,7 @@ class DetectorModule(LightningModule):
         weight_decay: float,
         shift: int,
         optimizer: Optimizer = "adamw",
+        schedule: Schedule = "one_cycle",
         seed: int,
     ) -> None:
         super().__init__()
@@ -117,6 +121,7 @@ class DetectorModule(LightningModule):
         self.weight_decay = weight_decay
         self.shift = shift
         self.optimizer_name = optimizer
+        self.schedule = schedule
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
         self._augmentation = torch.Generator().manual_seed(seed)
         self.metrics = MetricCollection(
@@ -132,11 +137,11 @@ class DetectorModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         inputs, label = batch
-        if isinstance(self.detector, NetworkDetector):
+        if isinstance(self.detector, HeadDetector):
+            logits = self.detector(inputs)
+        else:
             standardised = augment(self.detector.standardise(inputs), self.shift, self._augmentation)
             logits = self.detector.classify(standardised)
-        else:
-            logits = self.detector(inputs)
         loss = self._loss(logits, label)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(label))
         return loss
@@ -154,17 +159,26 @@ class DetectorModule(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
-        return _one_cycle(self, self.optimizer_name, self.learning_rate, self.weight_decay)
+        return _optimizer(self, self.optimizer_name, self.schedule, self.learning_rate, self.weight_decay)
 
     def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=self.positive_weight)
 
 
-def _one_cycle(
-    module: LightningModule, name: Optimizer, learning_rate: float, weight_decay: float
+def _optimizer(
+    module: LightningModule,
+    name: Optimizer,
+    schedule_name: Schedule,
+    learning_rate: float,
+    weight_decay: float,
 ) -> dict[str, Any]:
+    """An optimiser whose learning rate rises and falls (one_cycle), or falls from the first step on to 0."""
     classes = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     optimizer = classes[name](module.parameters(), lr=learning_rate, weight_decay=weight_decay)
     total = int(module.trainer.estimated_stepping_batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total)
+    schedule: Any
+    if schedule_name == "linear":
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+    else:
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
-from transformers import VideoMAEConfig, VideoMAEModel
+from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
 from lvd.errors import LvdError
 
 MIN_TOKENS, MAX_TOKENS = 64, 512
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what VideoMAE was trained with
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -182,7 +183,47 @@ class NetworkDetector(nn.Module):
         return self.classify(self.standardise(x_BCFHW))
 
 
-Detector = HeadDetector | NetworkDetector
+class PixelDetector(nn.Module):
+    """The paper's detector of one cell: decoded frames `[B, 3, F, H, W]` uint8 -> logits `[B]`.
+
+    A VideoMAE classifier of two classes. The logit is the difference of its two: the sigmoid of it is their
+    softmax's P(unsafe), its binary cross-entropy their cross-entropy, and it is above 0 where the second is
+    their argmax.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: VideoMAEForVideoClassification) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.register_buffer("mean", torch.tensor([IMAGENET_MEAN]), persistent=False)
+        self.register_buffer("std", torch.tensor([IMAGENET_STD]), persistent=False)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width that it reads."""
+        return videomae_frames(self.classifier.config)
+
+    def standardise(self, frames_BCFHW: Tensor) -> Tensor:
+        return (frames_BCFHW.float() / 255 - _as_channels(self.mean)) / _as_channels(self.std)
+
+    def classify(self, standardised_BCFHW: Tensor) -> Tensor:
+        logits_B2: Tensor = self.classifier(standardised_BCFHW.transpose(1, 2)).logits
+        return logits_B2[:, 1] - logits_B2[:, 0]
+
+    def forward(self, frames_BCFHW: Tensor) -> Tensor:
+        return self.classify(self.standardise(frames_BCFHW))
+
+
+def videomae_frames(config: VideoMAEConfig) -> tuple[int, int, int]:
+    """Frames, height and width that a VideoMAE of this configuration reads."""
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(config.num_frames), int(height), int(width)
+
+
+Detector = HeadDetector | NetworkDetector | PixelDetector
 
 
 def save_trunk(directory: Path, trunk: Trunk, category_names: tuple[str, ...]) -> None:
@@ -221,6 +262,8 @@ def save_detector(
     """Write config.json and model.safetensors; a head carries the digest of its trunk, never a copy."""
     if isinstance(detector, HeadDetector):
         kind = {"kind": "head", "width": detector.output.in_features, "trunk_sha256": trunk_sha256}
+    elif isinstance(detector, PixelDetector):
+        kind = {"kind": "pixels", "videomae": detector.classifier.config.to_diff_dict()}
     else:
         kind = {"kind": "network", "encoder": asdict(detector.encoder.config)}
     _save(directory, {**kind, **cell}, detector)
@@ -238,10 +281,12 @@ def load_detector(directory: Path, trunk_sha256: str | None) -> Detector:
 
 def parse_detector(files: "NetworkFiles", trunk_sha256: str | None) -> Detector:
     """A detector from its files' contents, in eval mode; raises as `load_detector` does."""
-    config = files.parsed_config("head", "network")
+    config = files.parsed_config("head", "network", "pixels")
     detector: Detector
     if config["kind"] == "network":
         detector = files.build(lambda: NetworkDetector(_encoder_config(config)))
+    elif config["kind"] == "pixels":
+        detector = files.build(lambda: PixelDetector(_videomae(config["videomae"])))
     elif trunk_sha256 is not None and config.get("trunk_sha256") == trunk_sha256:
         detector = files.build(lambda: HeadDetector(config["width"]))
     else:
@@ -315,6 +360,15 @@ def _as_channels(values_BC: Tensor) -> Tensor:
 def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
     channels, frames, height, width = config["encoder"]["latent_shape"]
     return EncoderConfig(**{**config["encoder"], "latent_shape": (channels, frames, height, width)})
+
+
+def _videomae(config: dict[str, Any]) -> VideoMAEForVideoClassification:
+    try:
+        return VideoMAEForVideoClassification(VideoMAEConfig(**config))
+    except (
+        Exception
+    ) as error:  # transformers' own, of a value of the wrong type, derives from Exception alone
+        raise ValueError(str(error)) from None
 
 
 def _save(directory: Path, config: dict[str, Any], module: nn.Module) -> None:

@@ -15,9 +15,10 @@ from lightning.pytorch.loggers import Logger
 from safetensors import safe_open
 from torch import Tensor
 
+from lvd.capture.frames import decoding_device, step_frames
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
-from lvd.detect.module import DetectorModule, Optimizer, TrunkModule
+from lvd.detect.module import DetectorModule, Optimizer, Schedule, TrunkModule
 from lvd.detect.network import (
     Detector,
     EncoderConfig,
@@ -30,12 +31,14 @@ from lvd.detect.network import (
     save_trunk,
     trunk_digest,
 )
+from lvd.detect.pretrained import Pretrained
 from lvd.detect.rows import Negatives, cell_rows, labelled_rows
 from lvd.errors import LvdError
+from lvd.latents.frames import StepFrames
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress
 
-Init = Literal["auto", "trunk", "scratch"]
+Init = Literal["auto", "trunk", "scratch", "pretrained"]
 _VALIDATIONS = 5  # of a fit; one of a head costs more than its epoch
 _VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
 
@@ -73,6 +76,7 @@ class Fit:
     shift: int  # augmentation: latent pixels in H and W
     optimizer: Optimizer = "adamw"
     patience: int | None = None  # validations without a better AUROC before it stops; None: never early
+    schedule: Schedule = "one_cycle"  # of the learning rate
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class DetectorRecipe:
 
     `init` trunk starts from the run's trunk, scratch from random weights, auto from the trunk when there
     is one. `tuning` head fits a logistic head on the trunk's features, full tunes a copy of the trunk.
+    `init` pretrained tunes the VideoMAE that `pretrained` names, on decoded frames: the paper's own method.
     """
 
     size: EncoderSize  # from scratch
@@ -107,7 +112,8 @@ class DetectorRecipe:
     negatives: Negatives
     head: Fit
     network: Fit
-    cache: bool = False  # a network's latents are read once and kept in memory
+    cache: bool = False  # a network's latents or frames are read once and kept in memory
+    pretrained: Pretrained | None = None  # given with `init` pretrained
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Outcome:
     metrics: dict[str, float]
     curves: dict[str, list[float]]  # of every validation: epoch (from 1), loss, auroc
     sizes: dict[str, int]
-    started_from: str  # trunk or scratch
+    started_from: str  # trunk, scratch or pretrained
 
 
 def train_trunk(
@@ -164,6 +170,7 @@ def train_trunk(
         weight_decay=recipe.fit.weight_decay,
         shift=recipe.fit.shift,
         optimizer=recipe.fit.optimizer,
+        schedule=recipe.fit.schedule,
         seed=seed,
     )
     with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
@@ -192,7 +199,8 @@ def train_detector(
     """Train one cell on the train split, keep the best of five validations by AUROC, save it to `directory`.
 
     Raises:
-        LvdError: the category has no positives in train or val, or there is no trunk to start from.
+        LvdError: the category has no positives in train or val, what it is to start from is not there, or
+            frames cannot be decoded.
     """
     digest = starting_trunk(run, recipe.init)
     seed_everything(seed, verbose=False)
@@ -201,11 +209,16 @@ def train_detector(
     latents = capture.step(step)
 
     detector: Detector
-    read: Callable[[Sequence[int]], Tensor] = _Latents(latents)
+    read: Callable[[Sequence[int]], Tensor] = _Stored(latents)
+    fit = recipe.network
+    if recipe.pretrained is not None:
+        device = decoding_device(machine.accelerator)
+        read = _Stored(step_frames(capture, step, recipe.pretrained.frame_shape, device))
     if recipe.cache and (digest is None or recipe.tuning == "full"):
         read = _Kept(read, sorted({*train[0], *val[0]}))
-    fit = recipe.network
-    if digest is None:
+    if recipe.pretrained is not None:
+        detector = recipe.pretrained.detector()
+    elif digest is None:
         detector = NetworkDetector(recipe.size.fitted(capture.info.latent_shape))
         mean, std = channel_statistics(latents, train[0])
         detector.mean.copy_(mean)
@@ -227,6 +240,7 @@ def train_detector(
         weight_decay=fit.weight_decay,
         shift=fit.shift,
         optimizer=fit.optimizer,
+        schedule=fit.schedule,
         seed=seed,
     )
     data = CellData(read, train, val, batch_size=fit.batch_size, workers=machine.workers, seed=seed)
@@ -242,26 +256,26 @@ def train_detector(
             "val_unsafe": sum(val[1]),
             "parameters": _count(detector),
         },
-        started_from="scratch" if digest is None else "trunk",
+        started_from="pretrained" if recipe.pretrained else "scratch" if digest is None else "trunk",
     )
 
 
 def starting_trunk(run: Path, init: Init) -> str | None:
-    """The digest of the trunk that a run's detectors start from, or None: from scratch.
+    """The digest of the trunk that a run's detectors start from, or None: from something else.
 
     Raises:
         LvdError: `init` asks for a trunk and there is none.
     """
-    digest = None if init == "scratch" else trunk_digest(run / "trunk")
+    digest = trunk_digest(run / "trunk") if init in ("auto", "trunk") else None
     if init == "trunk" and digest is None:
         raise LvdError(f"{run} has no trunk: run train.py task=trunk name={run.name} first")
     return digest
 
 
-class _Latents:
-    """Reads x0 of rows as a tensor, from any process."""
+class _Stored:
+    """Reads x0 of rows, or their frames, as a tensor, from any process."""
 
-    def __init__(self, step: StepReader) -> None:
+    def __init__(self, step: StepReader | StepFrames) -> None:
         self._step = step
 
     def __call__(self, rows: Sequence[int]) -> Tensor:

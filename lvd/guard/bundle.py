@@ -32,6 +32,7 @@ from lvd.detect.network import (
     HeadDetector,
     NetworkDetector,
     NetworkFiles,
+    PixelDetector,
     Trunk,
     parse_detector,
     parse_trunk,
@@ -203,9 +204,23 @@ def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> di
     for step in range(info.rule.steps):
         for category in info.category_names:
             detector = network(run / category / step_name(step) / "detector")
-            parse_detector(detector, trunk_sha256)
+            parse_latent_detector(detector, trunk_sha256)
             files |= _as_files(f"{category}/{step_name(step)}", detector)
     return files
+
+
+def parse_latent_detector(files: NetworkFiles, trunk_sha256: str | None) -> HeadDetector | NetworkDetector:
+    """A detector that a guard can run; raises as `parse_detector` does.
+
+    Raises:
+        LvdError: the detector reads decoded frames, and a guard decodes nothing.
+    """
+    detector = parse_detector(files, trunk_sha256)
+    if isinstance(detector, PixelDetector):
+        raise LvdError(
+            f"{files.directory} reads decoded frames, and a guard decodes nothing before it decides"
+        )
+    return detector
 
 
 def _write_directory(directory: Path, files: Mapping[str, bytes]) -> None:
@@ -308,7 +323,10 @@ def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
         trunk, trunk_sha256 = parse_trunk(trunk_files), trunk_files.weights_sha256
     steps = [
         StepDetectors(
-            [parse_detector(network(f"{c}/{step_name(step)}"), trunk_sha256) for c in info.category_names]
+            [
+                parse_latent_detector(network(f"{c}/{step_name(step)}"), trunk_sha256)
+                for c in info.category_names
+            ]
         )
         for step in range(info.rule.steps)
     ]

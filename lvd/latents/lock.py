@@ -5,6 +5,7 @@ the capture's lock together with other workers, and one of its own.
 """
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ def beside_others(capture: Path, worker: int) -> Iterator[None]:
         _held(capture / ".lock", fcntl.LOCK_SH, _PATIENCE_SECONDS, taken),
         _held(capture / f".lock_worker{worker}", fcntl.LOCK_EX, 0.0, f"{taken} as worker {worker}"),
     ):
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the lock `path` alone, after whoever holds it now."""
+    with _held(path, fcntl.LOCK_EX, math.inf, ""):
         yield
 
 

@@ -15,6 +15,7 @@ from lvd.latents.format import (
     read_manifest,
     read_samples,
 )
+from lvd.latents.frames import changed_frames
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import map_shard, read_checksums
 from lvd.progress import progress
@@ -63,7 +64,8 @@ def verify(capture: Path) -> list[Finding]:
             ids = None if sample_ids is None else sample_ids[start : start + shard.count]
             findings += _shard(capture, shard, info, ids)
             advance()
-    return findings
+    changed = "its content was changed: remove it, it is made again"
+    return [*findings, *(Finding(path.as_posix(), changed) for path in changed_frames(capture))]
 
 
 def _described(capture: Path, manifest: Manifest) -> Iterator[Finding]:

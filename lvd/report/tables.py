@@ -23,6 +23,7 @@ from lvd.latents.format import (
     read_manifest,
     read_samples,
 )
+from lvd.latents.frames import FOLDER
 from lvd.latents.verify import verify
 
 _LISTED = 5  # disagreements on the terminal; all of them are in a file
@@ -100,6 +101,10 @@ def print_verified(capture: Path) -> None:
     if findings:
         files = len({finding.path for finding in findings})
         samples = len({sample_id for finding in findings for sample_id in finding.sample_ids})
+        if all(finding.path.startswith(FOLDER) for finding in findings):
+            raise LvdError(
+                f"{files} files of decoded frames in {capture} are damaged, as listed: remove them"
+            )
         raise LvdError(
             f"capture {capture} is damaged: {files} bad files, {samples} samples in doubt, as listed; "
             "put the files back from a copy, or capture again under another name"

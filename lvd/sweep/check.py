@@ -7,6 +7,8 @@ from typing import Any
 from lvd.errors import LvdError
 from lvd.latents import disk
 from lvd.latents.format import Shard, read_manifest, read_samples, step_name
+from lvd.latents.frames import FOLDER, FrameShape, open_frames
+from lvd.latents.reader import CaptureReader
 from lvd.sweep.results import Result
 
 _JOB_BYTES = 256 * 1024  # result.json, logs, configuration and an offline wandb run: 130 KB were measured
@@ -53,6 +55,34 @@ def weights_bytes(trunk: Path, settings: Mapping[str, Any]) -> int:
     if "detector.tuning" in settings:  # a copy of the trunk
         return (trunk / "model.safetensors").stat().st_size
     return 4 * 12 * int(settings["encoder.layers"]) * int(settings["encoder.width"]) ** 2
+
+
+def frames_problem(capture: Path, steps: Iterable[int], shape: FrameShape, *, elsewhere: bool) -> list[str]:
+    """Whether the frames that these steps lack can be decoded, and kept beside the latents.
+
+    `elsewhere`: jobs run on other machines, and the VAE may be there.
+    """
+    from lvd.capture.decode import load_vae
+
+    reader = CaptureReader(capture)
+    left = [step for step in sorted(set(steps)) if open_frames(reader, step, shape) is None]
+    if not left:
+        return []
+    if (problem := disk.write_problem(capture)) is not None:
+        return [problem]
+    needed, free = len(left) * shape.bytes_of(len(reader.samples)), disk.free_bytes(capture)
+    if needed > free:
+        return [
+            f"decoded frames of {len(left)} steps take {disk.size_text(needed)} below {capture}, where "
+            f"{disk.size_text(free)} are free: make room, or sweep fewer steps at a time and remove "
+            f"{capture / FOLDER} in between"
+        ]
+    if not elsewhere:
+        try:
+            load_vae(reader.info, download=True)
+        except LvdError as error:
+            return [f"{error}: frames cannot be decoded"]
+    return []
 
 
 def disk_problem(run: Path, jobs: int, bytes_per_job: int, *, page: bool) -> list[str]:

@@ -129,10 +129,12 @@ def identities(job: Job, cells: Iterable[Cell], recipe: DetectorRecipe) -> dict[
     """Of many jobs at once: the files that all of them depend on are read once.
 
     Raises:
-        LvdError: the recipe asks for a trunk and there is none, or a file of the capture is missing.
+        LvdError: what the recipe starts from is not there, or a file of the capture is missing.
     """
     data = data_digests(job.capture)
-    trunk, blocked = (None, None) if recipe.init == "scratch" else check_trunk(job.run, job.capture, data)
+    trunk, blocked = None, None
+    if recipe.init in ("auto", "trunk"):
+        trunk, blocked = check_trunk(job.run, job.capture, data)
     if trunk is None and blocked is None and recipe.init == "trunk":
         raise LvdError(f"{job.run} has no trunk: run train.py task=trunk name={job.run.name} first")
     from_trunk = trunk is not None or blocked is not None
@@ -224,11 +226,17 @@ def _cell_settings(job: Job, recipe: DetectorRecipe, *, from_trunk: bool) -> dic
     """What a person chose and a detector's outcome depends on; what its kind does not read is left out."""
     head = from_trunk and recipe.tuning == "head"
     kind = "head" if head else "network"
+    if recipe.pretrained is not None:
+        start: dict[str, Any] = {"detector.pretrained": recipe.pretrained.identity}
+    elif from_trunk:
+        start = {"detector.tuning": recipe.tuning}
+    else:
+        start = _flat("encoder", asdict(recipe.size))
     return {
         **_shared(job),
-        "detector.init": "scratch" if recipe.init == "scratch" else "trunk",
+        "detector.init": "trunk" if recipe.init == "auto" else recipe.init,
         "detector.negatives": recipe.negatives,
-        **({"detector.tuning": recipe.tuning} if from_trunk else _flat("encoder", asdict(recipe.size))),
+        **start,
         **_flat(f"detector.{kind}", asdict(recipe.head if head else recipe.network)),
     }
 

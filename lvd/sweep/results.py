@@ -26,7 +26,7 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)  # of the selected validation
     curves: dict[str, list[float]] = field(default_factory=dict)  # of all: epoch, loss, auroc
     sizes: dict[str, int] = field(default_factory=dict)
-    started_from: str | None = None  # trunk or scratch
+    started_from: str | None = None  # trunk, scratch or pretrained
     wandb_url: str | None = None  # None: logged offline, or not at all
     error: str | None = None
     files: dict[str, str] = field(

@@ -32,12 +32,21 @@ def data_digests(capture: Path) -> list[str]:
 
 
 def trunk_job_digest(data: Sequence[str], settings: Mapping[str, Any]) -> str:
-    return config_digest(data, settings)
+    return config_digest(data, _digested(settings))
 
 
 def cell_job_digest(data: Sequence[str], trunk: str | None, settings: Mapping[str, Any], cell: Cell) -> str:
     """`trunk` is the digest of the weights that the job starts from; None: from scratch."""
-    return config_digest(data, trunk, settings, asdict(cell))
+    return config_digest(data, trunk, _digested(settings), asdict(cell))
+
+
+def _digested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the schedule that was the only one, so that jobs of before there was a choice stay done."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if not (key.endswith(".schedule") and value == "one_cycle")
+    }
 
 
 def job_state(job: Path, result: Result | None, digest: str) -> State:

@@ -1,0 +1,103 @@
+"""Decode a step's x0 to the frames that a detector of pixels reads: once, by the job that comes first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lvd.capture.decode import decode_frames, load_vae
+from lvd.latents import disk, lock
+from lvd.latents.frames import FrameShape, StepFrames, frames_path, open_frames, write_record
+from lvd.latents.reader import CaptureReader
+
+_ROWS = 16  # videos at once; only their fitted frames are held together
+_DECODED_PIXELS = 2**21  # at once: eight frames of 512x512
+
+
+def step_frames(
+    capture: CaptureReader, step: int, shape: FrameShape, device: torch.device | None = None
+) -> StepFrames:
+    """The frames of every sample at one step, made when they are not there.
+
+    Of many processes one makes them, and the others wait. A killed one leaves nothing that counts.
+
+    Raises:
+        LvdError: the VAE cannot be had or does not decode frame by frame, or there is no room.
+    """
+    path = frames_path(capture.directory, step, shape)
+    found = open_frames(capture, step, shape)
+    if found is None:
+        with disk.errors_as_sentences(capture.directory), lock.in_turn(path.with_name(f".{path.stem}.lock")):
+            found = open_frames(capture, step, shape)
+            if found is None:
+                _make(capture, step, shape, path, device or torch.device("cpu"))
+                found = StepFrames(path, len(capture.samples), shape)
+    return found
+
+
+def decode_clips(vae: Any, x0_BCFHW: Tensor, shape: FrameShape) -> Tensor:
+    """The frames `[B, 3, F', H', W']` uint8 of x0 as captured, on the CPU.
+
+    Of a video's frames, `shape.count` are taken evenly from the first to the last; fewer are repeated. A
+    frame is resized by its shorter side (bilinear, antialiased) and cropped in the middle, as VideoMAE's own
+    preprocessing does.
+    """
+    x0 = x0_BCFHW.float()[:, :, _spread(x0_BCFHW.shape[2], shape.count)]
+    frames = [
+        _fitted(decode_frames(vae, part), shape)
+        for part in x0.transpose(1, 2).flatten(0, 1).split(_frames_at_once(vae, x0))
+    ]
+    clips_BFCHW: Tensor = torch.cat(frames).unflatten(0, (len(x0), shape.count))
+    return clips_BFCHW.transpose(1, 2)
+
+
+def decoding_device(accelerator: str) -> torch.device:
+    """Where frames are decoded, by Lightning's word for where a job trains."""
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _make(capture: CaptureReader, step: int, shape: FrameShape, path: Path, device: torch.device) -> None:
+    samples = len(capture.samples)
+    disk.need(path.parent, shape.bytes_of(samples), f"decoding step {step} to frames")
+    vae = load_vae(capture.info, download=True).to(device)
+    latents = capture.step(step)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")  # of one process: it holds the lock
+    frames = np.lib.format.open_memmap(
+        partial, "w+", np.uint8, (samples, 3, shape.count, shape.height, shape.width)
+    )
+    for start in range(0, samples, _ROWS):
+        rows = range(start, min(start + _ROWS, samples))
+        frames[rows] = decode_clips(vae, torch.from_numpy(latents.read(rows)), shape).numpy()
+    frames.flush()
+    del frames
+    partial.replace(path)
+    write_record(capture, path)
+
+
+def _spread(frames: int, count: int) -> list[int]:
+    """`count` of a video's frames, evenly from the first to the last."""
+    places: list[int] = np.linspace(0, frames - 1, count).round().astype(int).tolist()
+    return places
+
+
+def _frames_at_once(vae: Any, x0_BCFHW: Tensor) -> int:
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent pixel, along a side
+    pixels: int = x0_BCFHW.shape[3] * x0_BCFHW.shape[4] * scale**2
+    return max(1, _DECODED_PIXELS // pixels)
+
+
+def _fitted(images_NCHW: Tensor, shape: FrameShape) -> Tensor:
+    """Images in [0, 1], resized and cropped, as uint8."""
+    height, width = images_NCHW.shape[2:]
+    if shape.height * width >= shape.width * height:
+        size = (shape.height, width * shape.height // height)
+    else:
+        size = (height * shape.width // width, shape.width)
+    resized = F.interpolate(images_NCHW, size, mode="bilinear", antialias=True)
+    top, left = (size[0] - shape.height) // 2, (size[1] - shape.width) // 2
+    cropped = resized[:, :, top : top + shape.height, left : left + shape.width]
+    return (cropped.clamp(0, 1) * 255).round().byte()
