@@ -14,26 +14,13 @@ from lvd.latents.disk import errors_as_sentences
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def evaluation(cfg: DictConfig) -> None:
-    from lvd.evaluation import evaluate, log_to_wandb
-    from lvd.report.tables import print_summary
+    from lvd.capture.frames import decoding_device
+    from lvd.comparison import ABOUT
+    from lvd.evaluation import Evaluation, evaluate_runs, log_to_wandb
+    from lvd.report.tables import print_comparison, print_summary
     from lvd.report.wandb import WandbTarget
 
-    with sentences(), errors_as_sentences(Path(cfg.runs) / cfg.name):
-        config = typed(cfg, EvaluateConfig)
-        run_dir = Path(config.runs) / config.name
-        found = evaluate(
-            Path(config.captures) / config.capture,
-            run_dir,
-            eta=config.eta,
-            lam=config.lam,
-            threshold=config.threshold,
-            bound=config.bound(),
-            decision=config.decision,
-            max_fpr=config.max_fpr,
-            examples=config.examples,
-            show_unsafe=config.show_unsafe,
-        )
-        log_to_wandb(found, run_dir, WandbTarget(config.logger.project, config.logger.entity), asdict(config))
+    def show(found: Evaluation, run_dir: Path) -> None:
         print_summary([(each.rule, each.summary, each.attribution) for each in found.rules], config.decision)
         for each in found.rules:
             if each.lost_by_release is not None:
@@ -55,9 +42,36 @@ def evaluation(cfg: DictConfig) -> None:
             print(f"bundle: {bundle}, digest {found.bundle}")
         else:
             if not found.provenance.other_origin:
-                print("no bundle: a guard needs every detector of the steps that decide")
+                print(f"no bundle: {found.no_bundle}")
             if bundle.exists():
                 print(f"{bundle} is still the one of an earlier evaluation")
+
+    written = Path(cfg.runs) if cfg.compare else Path(cfg.runs) / cfg.name
+    with sentences(), errors_as_sentences(written):
+        config = typed(cfg, EvaluateConfig)
+        capture_dir, run_dirs = config.capture_dir(), config.run_dirs
+        evaluations, compared = evaluate_runs(
+            capture_dir,
+            run_dirs,
+            eta=config.eta,
+            lam=config.lam,
+            threshold=config.threshold,
+            bound=config.bound(),
+            decision=config.decision,
+            max_fpr=config.max_fpr,
+            examples=config.examples,
+            show_unsafe=config.show_unsafe,
+            device=decoding_device(config.accelerator),
+        )
+        for found, run_dir in zip(evaluations, run_dirs, strict=True):
+            target = WandbTarget(config.logger.project, config.logger.entity)
+            settings = {**asdict(config), "name": run_dir.name, "capture": capture_dir.name}
+            log_to_wandb(found, run_dir, target, settings)
+            if compared is not None:
+                print(f"{run_dir}:")
+            show(found, run_dir)
+        if compared is not None:
+            print_comparison(compared.table(), ABOUT)
 
 
 def main() -> None:

@@ -442,7 +442,8 @@ class EvaluateConfig:
     """python evaluate.py"""
 
     name: str = "demo"
-    capture: str = "${name}"
+    compare: list[str] = field(default_factory=list)  # in place of name: runs that are laid side by side
+    capture: str | None = None  # null: the run's name; with compare, the one that the runs learned from
     eta: int = 20  # the first eta steps decide
     lam: float = 0.6  # the share of them that must be flagged
     threshold: float = 0.5  # a score at or above it flags its step
@@ -459,12 +460,21 @@ class EvaluateConfig:
     examples: int = 12  # rows of decoded x0 in the report
     show_unsafe: bool = False  # keep the sharp images of unsafe examples in the report, covered until a click
     logger: LoggerConfig = MISSING
+    accelerator: str = "auto"  # of detectors that read decoded frames: a GPU when there is one; cpu
     captures: str = "captures"
     runs: str = "runs"
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
-        _check_name("capture", self.capture)
+        for name in self.compare:
+            _check_name("compare", name)
+        _require(
+            not self.compare or len(self.compare) > 1 == max(map(self.compare.count, self.compare)),
+            f"compare=[{','.join(self.compare)}] must name two runs or more, each once",
+        )
+        if self.capture is not None:
+            _check_name("capture", self.capture)
+        _one_of("accelerator", self.accelerator, ("auto", "gpu", "cpu"))
         _require(self.eta >= 1, f"eta={self.eta} must be at least 1")
         _require(0 < self.lam <= 1, f"lam={self.lam} must be greater than 0 and at most 1")
         _require(0 < self.threshold < 1, f"threshold={self.threshold} must be between 0 and 1")
@@ -484,6 +494,31 @@ class EvaluateConfig:
             _one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
         for name, share in self.shares.items():
             _require(0 < share < 1, f"shares.{name}={share} must be greater than 0 and less than 1")
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        return [Path(self.runs) / name for name in self.compare or [self.name]]
+
+    def capture_dir(self) -> Path:
+        """The capture that is measured on.
+
+        Raises:
+            LvdError: runs that are compared learned from different ones, and none is given.
+        """
+        if self.capture is not None or not self.compare:
+            return Path(self.captures) / (self.capture or self.name)
+        from lvd.sweep.results import learned_captures
+
+        learned = {run.name: learned_captures(run) for run in self.run_dirs}
+        for name, captures in learned.items():
+            _require(len(captures) > 0, f"{Path(self.runs) / name} has no detectors: train it first")
+        named = {capture for captures in learned.values() for capture in captures}
+        listed = ", ".join(f"{name} on {' and '.join(captures)}" for name, captures in learned.items())
+        _require(
+            len(named) == 1,
+            f"the runs learned from different captures ({listed}): give capture=NAME to measure all on one",
+        )
+        return Path(self.captures) / named.pop()
 
     def bound(self) -> "Bound":
         from lvd.evaluation import Bound

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from plotly.graph_objects import Figure
 
+from lvd.comparison import Compared, Entry, check_comparable, compare
 from lvd.decide.calibrate import calibrate, choose_threshold, with_release
 from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
@@ -28,7 +30,7 @@ from lvd.latents.reader import CaptureReader
 from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.wandb import WandbTarget, wandb_run
 from lvd.sweep.grid import Cell
-from lvd.sweep.state import usable
+from lvd.sweep.state import Usable, usable
 from lvd.sweep.trained_on import TrainedOn, seen
 
 
@@ -107,7 +109,8 @@ class Evaluation:
     cells: pd.DataFrame
     heatmap: Figure
     problems: list[str]
-    bundle: str | None  # the digest of the exported bundle; None: a detector is missing, or another origin
+    bundle: str | None  # the digest of the exported bundle
+    no_bundle: str | None  # why there is none
 
 
 def evaluate(
@@ -122,32 +125,143 @@ def evaluate(
     max_fpr: float | None = None,
     examples: int,
     show_unsafe: bool,
+    device: torch.device | None = None,
 ) -> Evaluation:
     """Score the capture, decide by the vote and by the sequential rule, write `evaluation/`, export a bundle.
 
     The bundle holds the rule that `decision` names. The sequential rule's weights are fitted on train, its
     boundary is calibrated on the safe samples of val. The capture may be another than the run was trained on.
     With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
+    `device` is where detectors of pixels run.
 
     Raises:
         LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, the run has
             no detector or stale ones, no test sample is left, or the rule that was asked for cannot be had.
     """
+    (found,), _ = evaluate_runs(
+        capture_dir,
+        [run],
+        eta=eta,
+        lam=lam,
+        threshold=threshold,
+        bound=bound,
+        decision=decision,
+        max_fpr=max_fpr,
+        examples=examples,
+        show_unsafe=show_unsafe,
+        device=device,
+    )
+    return found
+
+
+def evaluate_runs(
+    capture_dir: Path,
+    runs: Sequence[Path],
+    *,
+    eta: int,
+    lam: float,
+    threshold: float,
+    bound: Bound,
+    decision: str,
+    max_fpr: float | None,
+    examples: int,
+    show_unsafe: bool,
+    device: torch.device | None = None,
+) -> tuple[list[Evaluation], Compared | None]:
+    """Evaluate each run as `evaluate` does, and lay them side by side where there are several.
+
+    Nothing is scored before all of them can be, and nothing is written before all are measured.
+
+    Raises:
+        LvdError: as `evaluate` does, or the runs are not measured on the same test samples.
+    """
     capture = CaptureReader(capture_dir)
-    names, steps = capture.info.category_names, capture.info.stored_steps
+    steps = capture.info.stored_steps
     if eta > steps:
         raise LvdError(f"eta={eta} is more than the {steps} steps that are in {capture_dir}")
     if not any(sample.is_labelled for sample in capture.samples):
         raise LvdError(
             f"capture {capture_dir} has no labels: capture.py name={capture_dir.name} labels=FILE.csv"
         )
+    opened = [_open(capture, run) for run in runs]
+    check_comparable(
+        {each.run.name: [capture.samples[row].sample_id for row in each.rows["test"]] for each in opened}
+    )
+    found = [
+        _measure(
+            capture,
+            each,
+            eta=eta,
+            lam=lam,
+            threshold=threshold,
+            bound=bound,
+            decision=decision,
+            max_fpr=max_fpr,
+            device=device,
+        )
+        for each in opened
+    ]
+    compared = None
+    if len(found) > 1:
+        entries = [Entry(it.run, it.test, [(each.rule, each.summary) for each in it.rules]) for it in found]
+        compared = compare(capture, entries, device)
+    return [
+        _write(capture, it, compared, examples=examples, show_unsafe=show_unsafe) for it in found
+    ], compared
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A run that can be scored, and the rows of the capture that count for it."""
+
+    run: Path
+    state: Usable
+    rows: dict[str, list[int]]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run's scores and what each rule did with them, before anything is written."""
+
+    run: Path
+    state: Usable
+    provenance: Provenance
+    val: Scored
+    test: Scored
+    rules: list[Measured]
+    decision: Measured
+    not_calibrated: str | None
+    threshold: float
+    max_fpr: float | None
+    problems: list[str]
+
+
+def _open(capture: CaptureReader, run: Path) -> _Opened:
+    names, steps = capture.info.category_names, capture.info.stored_steps
+    state = usable(run, capture.directory, [Cell(name, step) for name in names for step in range(steps)])
+    return _Opened(run, state, *_unseen(capture, state.trained_on))
+
+
+def _measure(
+    capture: CaptureReader,
+    opened: _Opened,
+    *,
+    eta: int,
+    lam: float,
+    threshold: float,
+    bound: Bound,
+    decision: str,
+    max_fpr: float | None,
+    device: torch.device | None,
+) -> _Found:
+    run, state = opened.run, opened.state
+    names, steps = capture.info.category_names, capture.info.stored_steps
     grid = [Cell(name, step) for name in names for step in range(steps)]
-    state = usable(run, capture_dir, grid)
-    rows, provenance = _unseen(capture, state.trained_on)
     holes = {
         step: {c.category: why for c, why in state.holes.items() if c.step == step} for step in range(steps)
     }
-    scored, problems = score_grid(capture, run, rows, holes)
+    scored, problems = score_grid(capture, run, opened.rows, holes, device)
     if len(problems) == len(grid):
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
     val, test = scored["val"], scored["test"]
@@ -180,14 +294,41 @@ def evaluate(
         for rule in rules
     ]
     chosen = next(each for each in measured if each.rule.kind == decision)
+    return _Found(
+        run,
+        state,
+        opened.provenance,
+        val,
+        test,
+        measured,
+        chosen,
+        not_calibrated,
+        threshold,
+        max_fpr,
+        problems,
+    )
 
+
+def _write(
+    capture: CaptureReader, found: _Found, compared: Compared | None, *, examples: int, show_unsafe: bool
+) -> Evaluation:
+    """Write `evaluation/`, and export a bundle where a guard can run one."""
+    run, val, test, chosen, measured = found.run, found.val, found.test, found.decision, found.rules
+    provenance, problems, not_calibrated = found.provenance, found.problems, found.not_calibrated
+    names, steps = capture.info.category_names, capture.info.stored_steps
     directory = run / "evaluation"
     cells = _cells(test, names)
     numbers = {**chosen.as_json(), **vars(provenance)}
-    exported = None
-    if not provenance.other_origin and not np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
+    exported, no_bundle = None, None
+    if provenance.other_origin:
+        no_bundle = "the detectors were trained on latents of another origin"
+    elif found.state.on_frames:
+        no_bundle = "its detectors read decoded frames, and a guard decodes nothing before it decides"
+    elif np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
+        no_bundle = "a guard needs every detector of the steps that decide"
+    else:
         info = _bundle_info(capture.info, chosen.rule, numbers)
-        exported = export_bundle(run / "bundle", run, info, state.files)
+        exported = export_bundle(run / "bundle", run, info, found.state.files)
     _write_scores(directory / "scores.csv", [val, test], names)
     write_report(
         directory / "report.html",
@@ -202,18 +343,24 @@ def evaluate(
         [*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
         examples=examples,
         show_unsafe=show_unsafe,
+        compared=[] if compared is None else [compared.section()],
     )
+    if compared is None:
+        (directory / "comparison.csv").unlink(missing_ok=True)  # of an evaluation before this one
+    else:
+        write_atomically(directory / "comparison.csv", compared.as_csv())
     write_json(
         directory / "summary.json",
         {
             **numbers,
-            "threshold": threshold,
-            "max_fpr": max_fpr,
+            "threshold": found.threshold,
+            "max_fpr": found.max_fpr,
             "rules": {each.rule.kind: each.as_json() for each in measured},
             "not_calibrated": not_calibrated,
             "bundle": exported,
             "detectors": steps * len(names) - len(problems),
             "detectors_missing": problems,
+            "comparison": None if compared is None else compared.as_json(),
         },
     )
     return Evaluation(
@@ -221,12 +368,13 @@ def evaluate(
         measured,
         not_calibrated,
         provenance,
-        threshold,
+        found.threshold,
         directory / "report.html",
         cells,
         auroc_heatmap(cells, names),
         problems,
         exported,
+        no_bundle,
     )
 
 

@@ -61,7 +61,7 @@ ADDITIONS = {
         "n_unsafe",
         "n_safe",
     ),
-    *("n_prompts", "n_prompts_unsafe", "n_prompts_safe", "caught_in_words", "blocked_in_words"),
+    *("comparison", "n_prompts", "n_prompts_unsafe", "n_prompts_safe", "caught_in_words", "blocked_in_words"),
 }
 HOLES = [("alpha", 0), ("beta", 2)]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import Shell
-from conftest import NAMES, STEPS, capture_info, latents_of, make_samples
+from conftest import NAMES, STEPS, StubPipeline, bundle_info, capture_info, latents_of, make_samples
 from torch import Tensor
 from transformers import (
     VideoMAEConfig,
@@ -26,13 +26,21 @@ from transformers import (
 import lvd.capture.frames
 from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
-from lvd.decide.rules import Flags, decide, flag_steps
+from lvd.decide.rules import Flags, Vote, decide, flag_steps
 from lvd.demo.recipe import build_vae
-from lvd.detect.bank import score_step
+from lvd.detect.bank import score_step, step_check
 from lvd.detect.module import DetectorModule
-from lvd.detect.network import IMAGENET_MEAN, IMAGENET_STD, PixelDetector, load_detector, save_detector
+from lvd.detect.network import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NetworkFiles,
+    PixelDetector,
+    load_detector,
+    save_detector,
+)
 from lvd.detect.pretrained import Pretrained
 from lvd.errors import LvdError
+from lvd.guard.bundle import export_bundle, parse_latent_detector
 from lvd.latents import disk, journal, writer
 from lvd.latents.frames import FrameShape, frames_path, open_frames
 from lvd.latents.reader import CaptureReader
@@ -120,6 +128,19 @@ def test_the_papers_method_runs_through_the_same_sweep(
     assert (plan.code, plan.out.count("done")) == (0, plan.out.count("done") or 1)
     assert train("name=tiny", "verify=true").code == 0
 
+    train.script = "evaluate.py"
+    measured = train("name=tiny", "eta=3", "lam=0.6", "logger=none", "examples=0")
+    assert measured.code == 0, measured.err
+    assert "no bundle: its detectors read decoded frames, and a guard decodes nothing" in measured.out
+    assert not (train.run_dir / "bundle").exists()
+    summary = json.loads((train.run_dir / "evaluation" / "summary.json").read_text())
+    assert (summary["bundle"], summary["detectors_missing"]) == (None, [])
+    assert summary["auroc"] > 0.9
+    scores = (train.run_dir / "evaluation" / "scores.csv").read_text().splitlines()
+    assert len(scores) == 1 + 2 * STEPS * sum(s.split != "train" for s in make_samples(80))
+    assert len(decoded) == STEPS  # it reads the frames that the sweep has made
+    train.script = "train.py"
+
     weights = train.run_dir / "alpha" / "step_01" / "detector" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     damaged = train("name=tiny", "verify=true")
@@ -155,6 +176,27 @@ def test_scores_are_the_softmax_of_the_classifier_on_decoded_frames(
             unsafe = logits.softmax(dim=1)[0, 1]
             assert scores[place, 0] == pytest.approx(float(unsafe), abs=0.01)  # the processor rounds to uint8
             assert bool(scores[place, 0] >= 0.5) == bool(logits.argmax() == 1)
+    with pytest.raises(LvdError, match=r"beta/step_01/detector/config\.json is not readable"):
+        step_check(reader, train.run_dir, None, 1)
+    shutil.copytree(train.run_dir / "alpha", train.run_dir / "beta")
+    check = step_check(reader, train.run_dir, None, 1)
+    timed = check(torch.from_numpy(reader.step(1).read(rows)))
+    torch.testing.assert_close(timed, scores[:, :1].expand(-1, 2))
+
+
+def test_a_guard_refuses_a_bundle_with_a_detector_of_pixels(
+    trained_run: Path, tmp_path: Path, videomae: Path
+) -> None:
+    """Whoever puts one there; an export refuses it, too."""
+    detector = Pretrained(str(videomae)).detector()
+    save_detector(tmp_path, detector, {"category": "alpha", "step": 0}, None)
+    with pytest.raises(LvdError, match="reads decoded frames, and a guard decodes nothing"):
+        parse_latent_detector(NetworkFiles.read(tmp_path), None)
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    save_detector(run / "alpha" / "step_00" / "detector", detector, {"category": "alpha", "step": 0}, None)
+    with pytest.raises(LvdError, match="reads decoded frames, and a guard decodes nothing"):
+        export_bundle(run / "bundle", run, bundle_info(StubPipeline(), rule=Vote(2, 0.6, 0.5)))
+    assert not (run / "bundle").exists()
 
 
 # ---- frames

@@ -1,6 +1,6 @@
 """A whole grid at work: the trunk's features of a step, and the scores of every detector."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lvd.capture.frames import step_frames
+from lvd.capture.decode import load_vae
+from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
-from lvd.detect.network import HeadDetector, PixelDetector, load_detector, load_trunk, trunk_digest
+from lvd.detect.network import Detector, HeadDetector, PixelDetector, load_detector, load_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.format import Sample, step_name, write_atomically
 from lvd.latents.frames import FrameShape
@@ -130,6 +131,47 @@ def score_step(
                     [detector(torch.from_numpy(latents.read(part))).sigmoid() for part in _batches(rows)]
                 )
     return scores, problems
+
+
+def step_check(
+    capture: CaptureReader, run: Path, trunk_sha256: str | None, step: int, device: torch.device | None = None
+) -> Callable[[Tensor], Tensor]:
+    """What a check of one step costs and says: x0 `[B, C, F, H, W]` -> scores `[B, K]` of all categories.
+
+    Everything that depends on the sample is in it: the trunk's pass, which all heads share, or the decoding,
+    which all detectors of pixels share.
+
+    Raises:
+        LvdError: a detector, its trunk or the VAE is not there.
+    """
+    names = capture.info.category_names
+    detectors = [
+        load_detector(run / name / step_name(step) / "detector", trunk_sha256).to(device) for name in names
+    ]
+    trunk = load_trunk(run / "trunk").to(device) if _any(detectors, HeadDetector) else None
+    vae = load_vae(capture.info).to(device) if _any(detectors, PixelDetector) else None
+
+    @torch.inference_mode()
+    def check(x0_BCFHW: Tensor) -> Tensor:
+        x0 = x0_BCFHW.to(device)
+        features = trunk.features(x0, torch.full((len(x0),), step, device=device)) if trunk else None
+        clips: dict[tuple[int, int, int], Tensor] = {}
+        logits = []
+        for detector in detectors:
+            if isinstance(detector, PixelDetector):
+                shape = detector.frame_shape
+                if shape not in clips:
+                    clips[shape] = decode_clips(vae, x0, FrameShape(*shape)).to(device)
+                logits.append(detector(clips[shape]))
+            else:
+                logits.append(detector(features if isinstance(detector, HeadDetector) else x0))
+        return torch.stack(logits, dim=1).sigmoid()
+
+    return check
+
+
+def _any(detectors: Sequence[Detector], kind: type) -> bool:
+    return any(isinstance(detector, kind) for detector in detectors)
 
 
 def score_grid(

@@ -48,12 +48,13 @@ def write_report(
     *,
     examples: int,
     show_unsafe: bool,
+    compared: Sequence[Section] = (),
 ) -> None:
     """Write the self-contained page, and the numbers of its figures beside it, in `figures/`.
 
     `measured` has each rule and what it did on the test split, the vote first; `rule` is the one of them that
     decides. `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are
-    not of, and which rule could not be had.
+    not of, and which rule could not be had; `compared` is the section that lays it beside other runs.
     """
     names, sampler_steps = capture.info.category_names, capture.info.steps
     rules = [each for each, _, _ in measured]
@@ -88,6 +89,7 @@ def write_report(
                 _about_comparison(test, sampler_steps),
                 [_comparison(measured, rule, test, sampler_steps)],
             ),
+            *compared,
             Section(
                 "The trade-off",
                 "Test split. The large points are the rules, with their 95% intervals; they were set without "

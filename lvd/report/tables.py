@@ -25,6 +25,7 @@ from lvd.latents.format import (
 )
 from lvd.latents.frames import FOLDER
 from lvd.latents.verify import verify
+from lvd.report.page import Comparison
 
 _LISTED = 5  # disagreements on the terminal; all of them are in a file
 
@@ -162,6 +163,18 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
 
 def _say(sentence: str) -> None:
     Console().print(sentence, markup=False, highlight=False)
+
+
+def print_comparison(comparison: Comparison, text: str) -> None:
+    """Runs side by side, a column each."""
+    table = Table(title="the runs side by side", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("measure")
+    for name, _ in comparison.columns:
+        table.add_column(name)
+    for measure, values in comparison.rows:
+        table.add_row(measure, *("  ".join(filter(None, value)).replace("\n", ", ") for value in values))
+    Console().print(table)
+    print(text)
 
 
 def _share(value: float | None, interval: Interval | None) -> str:

@@ -53,5 +53,11 @@ def config_digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def learned_captures(run: Path) -> list[str]:
+    """The names of the captures that a run's detectors learned from."""
+    results = [read_result(path.parent) for path in sorted(run.glob("*/step_*/result.json"))]
+    return sorted({str(it.settings["capture"]) for it in results if it and "capture" in it.settings})
+
+
 def read_results(run: Path, cells: Iterable[Cell]) -> dict[Cell, Result | None]:
     return {cell: read_result(run / cell.path) for cell in cells}

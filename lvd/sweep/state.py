@@ -118,6 +118,7 @@ class Usable:
     holes: dict[Cell, str]  # the cells without a detector, and why
     files: dict[str, str]  # SHA-256 of the files of the others, by their path below the run
     trained_on: list[TrainedOn]
+    on_frames: bool  # some detectors read decoded frames
 
 
 def usable(run: Path, capture: Path, cells: Iterable[Cell]) -> Usable:
@@ -169,6 +170,7 @@ def usable(run: Path, capture: Path, cells: Iterable[Cell]) -> Usable:
         holes,
         {(j / name).relative_to(run).as_posix(): sha for j, r in sound for name, sha in r.files.items()},
         [homes.trained_on(run, r) for r in {homes.key(r): r for _, r in sound}.values()],
+        any("detector.pretrained" in result.settings for _, result in sound),
     )
 
 

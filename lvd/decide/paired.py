@@ -1,0 +1,87 @@
+"""How two rates differ that were measured on the same samples: the difference, with its 95% interval.
+
+Decisions on one sample are alike whoever makes them, so intervals of each rate alone say little about their
+difference. Newcombe's (1998, method 10) is made of both rates' Wilson intervals and of how the two go
+together. Samples of one prompt are alike, too: where prompts have several, the difference's spread over a
+bootstrap over prompts, of endlessly many resamples, says how many independent samples it is worth.
+
+Shapes: N samples.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lvd.decide.rules import Bools, Ints
+
+_Z = 1.959963984540054  # of 95%
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second minus first, of `n` samples; and how many only one of them has."""
+
+    n: int
+    value: float
+    interval: tuple[float, float]
+    only_first: int
+    only_second: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def paired_difference(first_N: Bools, second_N: Bools, prompts_N: Ints) -> Difference | None:
+    """The share of hits of the second minus that of the first, on the same samples; None: there is none.
+
+    `prompts_N` are numbers that tell prompts apart.
+    """
+    if len(first_N) == 0:
+        return None
+    only_first, only_second = (int(each.sum()) for each in (first_N & ~second_N, ~first_N & second_N))
+    worth = _worth(second_N.astype(float) - first_N, prompts_N)
+    shares = [(a & b).mean() for a in (second_N, ~second_N) for b in (first_N, ~first_N)]
+    low, high = newcombe(*(float(share) * worth for share in shares))
+    value = (only_second - only_first) / len(first_N)
+    return Difference(len(first_N), value, (low, high), only_first, only_second)
+
+
+def newcombe(both: float, only_second: float, only_first: float, neither: float) -> tuple[float, float]:
+    """The 95% interval of the second share minus the first, of paired counts, which need not be whole."""
+    n = both + only_first + only_second + neither
+    second, first = (both + only_second) / n, (both + only_first) / n
+    (low_2, high_2), (low_1, high_1) = _wilson(second, n), _wilson(first, n)
+    product = (both + only_second) * (only_first + neither) * (both + only_first) * (only_second + neither)
+    together = both * neither - only_second * only_first
+    if together > 0:
+        together = max(together - n / 2, 0.0)  # the correction for continuity
+    phi = together / math.sqrt(product) if product > 0 else 0.0
+
+    def reach(second_side: float, first_side: float) -> float:
+        return math.sqrt(max(0.0, second_side**2 - 2 * phi * second_side * first_side + first_side**2))
+
+    value = second - first
+    return value - reach(second - low_2, high_1 - first), value + reach(high_2 - second, first - low_1)
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _worth(differences_N: "np.ndarray[Any, np.dtype[np.float64]]", prompts_N: Ints) -> float:
+    """How many independent samples a mean is worth: from the number of prompts up to that of samples."""
+    total, prompts = len(differences_N), len(np.unique(prompts_N))
+    if prompts == total:
+        return float(total)
+    centred = differences_N - differences_N.mean()
+    if prompts == 1 or not centred.any():
+        return float(prompts)
+    _, prompt_N = np.unique(prompts_N, return_inverse=True)
+    of_prompt = np.bincount(prompt_N, weights=centred / total)
+    variance = float((of_prompt**2).sum()) * prompts / (prompts - 1)
+    independent = float((centred**2).mean()) / total
+    return min(max(total * independent / variance, prompts), total) if variance > 0 else float(total)
