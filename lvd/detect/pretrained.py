@@ -96,8 +96,9 @@ class Pretrained:
         return {} if self.revision is None else {"revision": self.revision}
 
     def _loaded(self, load: Callable[[], T]) -> T:
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # a report of the weights that are missing, which is made here
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()  # else it reports the weights that are missing, which is made here
+        logging.disable_progress_bar()
         try:
             return load()
         except Exception as error:  # the hub, the network, JSON and safetensors have their own
@@ -105,3 +106,5 @@ class Pretrained:
             raise LvdError(f"detector.pretrained={self.path} cannot be loaded: {reason[:200]}") from None
         finally:
             logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
