@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from commands import ROOT, Shell, spoil, wandb_records
+from transformers import VideoMAEConfig
 
 import lvd.sweep.job
 import lvd.sweep.state
 from lvd.config import TrainConfig
+from lvd.detect.pretrained import Pretrained
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
@@ -331,6 +333,14 @@ def documented() -> list[str]:
     return [re.search(r"`(.+?)`", cell)[1] for cell in cells]  # type: ignore[index]
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's weights and a VAE, as if they could be had here."""
+    monkeypatch.setattr(Pretrained, "config", VideoMAEConfig(num_labels=2))
+    monkeypatch.setattr("lvd.launch.frames_problem", lambda *_, **__: [])
+
+
+@pytest.mark.usefixtures("hub")
 def test_every_documented_override_is_understood(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +358,7 @@ def test_every_documented_override_is_understood(
     )  # each changes something: devices=1
 
 
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf/experiment").iterdir()))
 def test_an_experiment_is_one_override(
     experiment: str, train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
@@ -412,7 +423,10 @@ def test_a_configuration_is_shown_as_it_is_run(train: Shell) -> None:
         ("hydra/launcher=cloud", "Available options in 'hydra/launcher': basic, joblib, ray"),
         ("encoder=huge", "Could not find 'encoder/huge'. Available options in 'encoder': base, small, tiny"),
         ("encoder=smal", "did you mean encoder=small?"),
-        ("experiment=smok", "Available options in 'experiment': demo, smoke: did you mean experiment=smoke?"),
+        (
+            "experiment=smok",
+            "Available options in 'experiment': demo, paper, smoke: did you mean experiment=smoke?",
+        ),
         ("encode=tiny", "there is no setting encode: did you mean encoder?"),
         ("+encode=tiny", "there is no setting encode: did you mean encoder?"),
         ("encoder.widht=3", "there is no setting encoder.widht: did you mean encoder.width?"),
