@@ -102,7 +102,8 @@ def few(train: Shell) -> Path:
 def paper(videomae: Path, *others: str) -> list[str]:
     """What a person types, with a smaller VideoMAE and a faster fit."""
     return [
-        *("experiment=paper", f"detector.pretrained={videomae}", "name=tiny", "accelerator=cpu"),
+        *("experiment=paper", f"detector.pretrained={videomae}", "name=tiny", "capture=tiny"),
+        "accelerator=cpu",
         *("logger=none", "detector.network.epochs=1", "detector.network.learning_rate=0.01", *others),
     ]
 
