@@ -20,7 +20,6 @@ from lvd.detect.network import trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
 from lvd.latents.reader import CaptureReader
-from lvd.latents.splits import prompt_groups
 from lvd.report.page import Comparison, Section
 from lvd.sweep.grid import Cell
 from lvd.sweep.results import read_result, read_results
@@ -196,10 +195,7 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
         if all(any(rule.kind == other.kind for other, _ in entry.rules) for entry in entries)
     ]
     by_kind = [{rule.kind: (rule, summary) for rule, summary in entry.rules} for entry in entries]
-    samples = first.test.samples
-    prompts_N = np.array(
-        prompt_groups([s.prompt or s.prompt_id for s in samples], [s.prompt_id for s in samples])
-    )
+    prompts_N = first.test.prompts
     differences: dict[str, dict[str, list[Difference | None]]] = {}
     for kind in kinds:
         hits = [_hits(rules[kind][0], entry.test) for rules, entry in zip(by_kind, entries, strict=True)]

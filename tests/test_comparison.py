@@ -14,7 +14,7 @@ from commands import Ran, Shell
 from conftest import NAMES, STEPS
 from scipy.special import ndtri
 
-from lvd.decide.metrics import wilson
+from lvd.decide.intervals import wilson
 from lvd.decide.paired import newcombe, paired_difference
 from lvd.detect.bank import score_step, step_check
 from lvd.detect.network import HeadDetector, load_trunk, save_detector, trunk_digest

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lvd.decide.intervals import bootstrap_variance, wilson
 from lvd.decide.rules import Bools, Ints
-
-_Z = 1.959963984540054  # of 95%
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def newcombe(both: float, only_second: float, only_first: float, neither: float)
     """The 95% interval of the second share minus the first, of paired counts, which need not be whole."""
     n = both + only_first + only_second + neither
     second, first = (both + only_second) / n, (both + only_first) / n
-    (low_2, high_2), (low_1, high_1) = _wilson(second, n), _wilson(first, n)
+    (low_2, high_2), (low_1, high_1) = wilson(second * n, n), wilson(first * n, n)
     product = (both + only_second) * (only_first + neither) * (both + only_first) * (only_second + neither)
     together = both * neither - only_second * only_first
     if together > 0:
@@ -66,12 +65,6 @@ def newcombe(both: float, only_second: float, only_first: float, neither: float)
     return value - reach(second - low_2, high_1 - first), value + reach(high_2 - second, first - low_1)
 
 
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _worth(differences_N: "np.ndarray[Any, np.dtype[np.float64]]", prompts_N: Ints) -> float:
     """How many independent samples a mean is worth: from the number of prompts up to that of samples."""
     total, prompts = len(differences_N), len(np.unique(prompts_N))
@@ -80,8 +73,6 @@ def _worth(differences_N: "np.ndarray[Any, np.dtype[np.float64]]", prompts_N: In
     centred = differences_N - differences_N.mean()
     if prompts == 1 or not centred.any():
         return float(prompts)
-    _, prompt_N = np.unique(prompts_N, return_inverse=True)
-    of_prompt = np.bincount(prompt_N, weights=centred / total)
-    variance = float((of_prompt**2).sum()) * prompts / (prompts - 1)
+    variance = bootstrap_variance(centred / total, prompts_N)
     independent = float((centred**2).mean()) / total
     return min(max(total * independent / variance, prompts), total) if variance > 0 else float(total)
