@@ -1247,7 +1247,8 @@ def outcome(pipe, bias):
         guidance=5.0, call={}, latent_shape=(2, 4, 8, 8),
         measured={
             "n_test": 0, "per_category": {}, "n_left_out": 0, "capture": "one", "trained_on": "one",
-            "attribution": {"n": 0},
+            "attribution": {"n": 0}, "caught_in_words": "", "blocked_in_words": "",
+            "intervals": "",
             **{name: None for key in ("accuracy", "tpr", "fpr") for name in (key, key + "_ci")},
         },
     )
