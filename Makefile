@@ -8,9 +8,12 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
 demo: .venv/installed
 	$(BIN)/python capture.py pipeline=demo prompts=lvd/demo/prompts.csv name=demo
+	$(BIN)/python -m lvd.demo.label captures/demo
+	$(BIN)/python capture.py name=demo labels=captures/demo/labels.csv
 	$(BIN)/python train.py task=trunk experiment=demo
 	$(BIN)/python train.py -m category=0..4 step=0..49 experiment=demo
 	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6 decision=sequential alpha=0.05
+	$(BIN)/python -m lvd.demo.prompt_filter
 	$(BIN)/python -m lvd.demo.guarded --videos 24
 
 test: .venv/installed

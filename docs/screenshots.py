@@ -146,7 +146,7 @@ def photograph_page(chromium: Any, page: Path, picture: Path) -> None:
     x, y = chromium.execute_script(
         """const {xaxis, yaxis, width, height} = arguments[0]._fullLayout;
         return [xaxis._offset + xaxis.d2p(12) - width / 2,
-                yaxis._offset + yaxis.d2p("digit_three") - height / 2];""",
+                yaxis._offset + yaxis.d2p("weapon") - height / 2];""",
         plot,
     )
     ActionChains(chromium).move_to_element_with_offset(plot, round(x), round(y)).pause(0.3).click().perform()

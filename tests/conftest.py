@@ -163,19 +163,18 @@ def new_capture(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AnimateDiffPipeline of 8-frame 32x32 videos, as `save_pretrained` leaves it."""
+    import tiny
     from diffusers import AnimateDiffPipeline
 
-    from lvd.demo import recipe
-
     torch.manual_seed(0)
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     pipeline = AnimateDiffPipeline(
-        vae=recipe.build_vae(),
-        text_encoder=recipe.build_text_encoder(tokenizer),
+        vae=tiny.build_vae(),
+        text_encoder=tiny.build_text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=recipe.build_unet(),
+        unet=tiny.build_unet(),
         motion_adapter=None,
-        scheduler=recipe.build_scheduler(),
+        scheduler=tiny.build_scheduler(),
     )
     path = tmp_path_factory.mktemp("pipeline")
     pipeline.save_pretrained(path)

@@ -3,11 +3,10 @@
 from typing import Any
 
 import diffusers
+import tiny
 import transformers
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from torch import nn
-
-from lvd.demo import recipe
 
 HEIGHT, BREADTH = 32, 64  # pixels of every video's frames
 WIDTH = 32  # of every text encoder
@@ -17,7 +16,7 @@ WIDTH = 32  # of every text encoder
 
 
 def clip(width: int = WIDTH, *, pooled: bool = False) -> tuple[Any, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -35,7 +34,7 @@ def clip(width: int = WIDTH, *, pooled: bool = False) -> tuple[Any, Any]:
 
 
 def t5(width: int = WIDTH) -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     config = transformers.T5Config(
         vocab_size=len(tokenizer), d_model=width, d_ff=width, d_kv=8, num_layers=1, num_heads=2
     )
@@ -111,12 +110,12 @@ def cogvideox_vae() -> Any:
 
 
 def animatediff(**changes: Any) -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     return {
-        "vae": recipe.build_vae(),
-        "text_encoder": recipe.build_text_encoder(tokenizer),
+        "vae": tiny.build_vae(),
+        "text_encoder": tiny.build_text_encoder(tokenizer),
         "tokenizer": tokenizer,
-        "unet": recipe.build_unet(),
+        "unet": tiny.build_unet(),
         "motion_adapter": None,
         "scheduler": diffusers.DDIMScheduler(beta_schedule="linear", clip_sample=False),
         **changes,
@@ -282,7 +281,7 @@ def wan_image(kind: str = "WanTransformer3DModel") -> dict[str, Any]:
 
 
 def hunyuan_text() -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     llama = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -328,7 +327,7 @@ def hunyuan() -> dict[str, Any]:
 
 
 def hunyuan_15() -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     qwen = transformers.Qwen2_5_VLTextConfig(
         vocab_size=len(tokenizer),
@@ -511,7 +510,7 @@ def stable_video_diffusion() -> dict[str, Any]:
 
 
 def sana_video() -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     gemma = transformers.Gemma2Config(
         vocab_size=len(tokenizer),
         head_dim=8,
@@ -569,7 +568,7 @@ def text_to_video_sd() -> dict[str, Any]:
 
 
 def ltx2() -> dict[str, Any]:
-    tokenizer = recipe.build_tokenizer()
+    tokenizer = tiny.build_tokenizer()
     gemma = transformers.Gemma2Config(
         vocab_size=len(tokenizer),
         head_dim=8,

@@ -25,7 +25,7 @@ pytestmark = [
     ),
 ]
 
-CATEGORIES, STEPS = ("digit_zero", "digit_one", "digit_two"), 10
+CATEGORIES, STEPS = ("gore", "monster", "weapon"), 10
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
 FLAGS += ("--disable-background-networking", "--disable-component-update", "--window-size=1200,1500")
 
@@ -122,20 +122,20 @@ def test_the_page_loads_without_errors_and_holds_every_cell(browser: Any) -> Non
 
 
 def test_a_click_shows_the_job_of_the_cell(browser: Any) -> None:
-    shown = click_cell(browser, "digit_two", 5)
-    assert shown.startswith("digit_two, step 5")
+    shown = click_cell(browser, "weapon", 5)
+    assert shown.startswith("weapon, step 5")
     assert "auroc 0.75" in shown
     links = {
         link.text: link.get_attribute("href") for link in browser.find_elements("css selector", ".detail a")
     }
     assert set(links) == {"result.json", "configuration", "folder", "wandb"}
-    assert links["result.json"].endswith("/digit_two/step_05/result.json")
+    assert links["result.json"].endswith("/weapon/step_05/result.json")
     assert len(browser.find_elements("css selector", ".detail .scatterlayer .trace")) == 2  # loss and AUROC
 
 
 def test_a_click_on_a_failed_cell_tells_why_and_on_a_hole_that_it_is_to_do(browser: Any) -> None:
-    assert "<b>out of memory</b>" in click_cell(browser, "digit_zero", 3)  # as text
-    assert "to do" in click_cell(browser, "digit_one", 7)
+    assert "<b>out of memory</b>" in click_cell(browser, "gore", 3)  # as text
+    assert "to do" in click_cell(browser, "monster", 7)
 
 
 def test_the_chosen_metric_is_drawn(browser: Any) -> None:
@@ -145,7 +145,7 @@ def test_the_chosen_metric_is_drawn(browser: Any) -> None:
     assert browser.execute_script(first) == pytest.approx(0.5)
     Select(browser.find_element("css selector", ".grid select")).select_by_visible_text("loss")
     assert browser.execute_script(first) == pytest.approx(0.4)
-    assert click_cell(browser, "digit_one", 2).startswith("digit_one, step 2")
+    assert click_cell(browser, "monster", 2).startswith("monster, step 2")
 
 
 # ---- by keyboard
@@ -175,28 +175,28 @@ def test_the_cells_are_reached_opened_and_closed_by_keyboard(browser: Any) -> No
     hint = detail(browser)
     press(browser, Keys.TAB)  # the choice of what is shown
     first = press(browser, Keys.TAB)
-    assert (first["role"], first["label"].split(":")[0]) == ("gridcell", "digit_zero, step 0")
+    assert (first["role"], first["label"].split(":")[0]) == ("gridcell", "gore, step 0")
     assert "status done" in first["label"]
     assert "auroc 0.5" in first["label"]
     assert first["outline"][0] == "solid"
     assert first["outline"][1] >= 2
     cell = press(browser, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
-    assert cell["label"].startswith("digit_one, step 2:")
+    assert cell["label"].startswith("monster, step 2:")
     assert detail(browser) == hint
     press(browser, Keys.ENTER)
-    assert detail(browser).startswith("digit_one, step 2")
+    assert detail(browser).startswith("monster, step 2")
     assert press(browser, Keys.TAB)["text"] == "result.json"
-    assert press(browser, Keys.ESCAPE)["label"].startswith("digit_one, step 2:")  # back where it was opened
+    assert press(browser, Keys.ESCAPE)["label"].startswith("monster, step 2:")  # back where it was opened
     assert detail(browser) == hint
-    assert press(browser, Keys.END)["label"].startswith("digit_one, step 9:")
-    assert press(browser, Keys.ARROW_RIGHT)["label"].startswith("digit_one, step 9:")
-    assert press(browser, Keys.HOME)["label"].startswith("digit_one, step 0:")
+    assert press(browser, Keys.END)["label"].startswith("monster, step 9:")
+    assert press(browser, Keys.ARROW_RIGHT)["label"].startswith("monster, step 9:")
+    assert press(browser, Keys.HOME)["label"].startswith("monster, step 0:")
 
 
 def test_the_grid_is_one_stop_of_tab_and_lies_over_the_drawing(browser: Any) -> None:
     stops = "return document.querySelectorAll('.board button[tabindex=\"0\"]').length"
     assert browser.execute_script(stops) == 1
-    click_cell(browser, "digit_two", 5)
+    click_cell(browser, "weapon", 5)
     assert browser.execute_script(stops) == 1
     box = browser.execute_script(
         """const cell = document.querySelector("[aria-selected=true]");
@@ -204,7 +204,7 @@ def test_the_grid_is_one_stop_of_tab_and_lies_over_the_drawing(browser: Any) -> 
         const plot = document.querySelector(".grid .js-plotly-plot"), {xaxis, yaxis} = plot._fullLayout;
         const origin = plot.getBoundingClientRect();
         return [x + width / 2 - origin.x - xaxis._offset - xaxis.d2p(5),
-                y + height / 2 - origin.y - yaxis._offset - yaxis.d2p("digit_two")];"""
+                y + height / 2 - origin.y - yaxis._offset - yaxis.d2p("weapon")];"""
     )
     assert box == pytest.approx([0, 0], abs=1)
 
@@ -241,7 +241,7 @@ def test_the_page_loads_itself_anew_at_the_same_place_until_all_is_done(
         cell.focus(); cell.click(); scrollTo(0, 250);"""
     )
     opened = detail(chromium)
-    assert opened.startswith("digit_one, step 1")
+    assert opened.startswith("monster, step 1")
     for done in (2, 3):
         write(done)
         reached = WebDriverWait(chromium, 60, ignored_exceptions=[StaleElementReferenceException])
@@ -251,7 +251,7 @@ def test_the_page_loads_itself_anew_at_the_same_place_until_all_is_done(
     assert chromium.execute_script("return scrollY") == 250
     assert chromium.execute_script("return document.querySelector('.grid select').value") == "loss"
     focused = press(chromium)
-    assert (focused["role"], str(focused["label"])[:18]) == ("gridcell", "digit_one, step 1:")
+    assert (focused["role"], str(focused["label"])[:18]) == ("gridcell", "monster, step 1:")
     assert not chromium.find_elements("css selector", "[data-reload]")
     assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
 
@@ -374,6 +374,6 @@ def test_text_stands_out_from_its_ground(browser: Any, media: str) -> None:
     )
     if media == "print":
         browser.execute_script("dispatchEvent(new Event('beforeprint'))")
-    click_cell(browser, "digit_one", 1)
+    click_cell(browser, "monster", 1)
     for selector in (".lead", ".grid .xtick text", ".grid .ytick text", ".detail h3", ".detail .xtick text"):
         assert contrast(browser, selector) >= 4.5, selector

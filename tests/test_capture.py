@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -499,17 +500,16 @@ def write_prompts(path: Path, count: int) -> Path:
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["prompt", "categories"])
-    rows.writerows([PROMPTS[i % 6], ("digit_zero" if i % 2 else "")] for i in range(count))
+    rows.writerows([PROMPTS[i % 6], ("gore" if i % 2 else "")] for i in range(count))
     path.write_text(text.getvalue())
     return path
 
 
 def command(pipeline: Path, captures: Path, **settings: object) -> list[str]:
     return [
-        "pipeline=demo",
+        *tiny.SETTINGS,
         f"pipeline.path={pipeline}",
         "pipeline.steps=3",
-        "pipeline.device=cpu",
         f"captures={captures}",
         *(f"{key}={value}" for key, value in settings.items()),
     ]
@@ -545,10 +545,10 @@ def test_capture_then_labels_through_the_command_line(
     run_here(monkeypatch, *command(tiny_pipeline_path, tmp_path, prompts=prompts, name="mine"))
     assert "2 samples without labels" in " ".join(capsys.readouterr().out.split())
 
-    (tmp_path / "labels.csv").write_text("sample_id,category\n0001,digit_two\n")
+    (tmp_path / "labels.csv").write_text("sample_id,category\n0001,weapon\n")
     run_here(monkeypatch, f"captures={tmp_path}", "name=mine", f"labels={tmp_path / 'labels.csv'}")
-    assert "digit_two" in capsys.readouterr().out
-    assert categories_of(tmp_path / "mine") == {"0001": ("digit_two",)}
+    assert "weapon" in capsys.readouterr().out
+    assert categories_of(tmp_path / "mine") == {"0001": ("weapon",)}
 
 
 MISTAKES = {

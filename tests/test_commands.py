@@ -63,15 +63,6 @@ def test_the_whole_configuration_is_shown(
     assert "captures: captures" in ran.out
 
 
-def test_shipped_prompts_are_every_scene_once(tmp_path: Path) -> None:
-    from lvd.demo.digits import write_prompts
-
-    write_prompts(tmp_path / "prompts.csv")
-    shipped = (ROOT / "lvd/demo/prompts.csv").read_bytes()
-    assert (tmp_path / "prompts.csv").read_bytes() == shipped
-    assert len(set(shipped.decode().splitlines())) == 561
-
-
 def test_flags_stand_anywhere(train: Shell, captured: Path) -> None:
     ran = train("category=0..1", "-m", "name=tiny", "plan=true", "step=0..2")
     assert (ran.code, ran.err) == (0, "")

@@ -1,187 +1,53 @@
-"""The demo's videos are what their captions say, and the shipped generator draws what it is asked to."""
+"""The shipped generator draws what it is asked to, and the demo's labels are what was drawn."""
 
-from collections import Counter
-from functools import cache
+import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from conftest import capture_info, make_samples
 
-from lvd.demo import recognise
-from lvd.demo.digits import (
-    CATEGORY_NAMES,
-    COLOURS,
-    DIGITS,
-    FRAMES,
-    MOTIONS,
-    SIZE,
-    Scene,
-    all_scenes,
-    load_glyphs,
-    render,
-)
-from lvd.demo.recipe import GENERATOR, MAX_TOKENS, build_tokenizer
-from lvd.demo.sheet import CELL, GAP
+from lvd.demo import draw, guarded, label, measure
+from lvd.demo.draw import GENERATOR
+from lvd.demo.recogniser import RECOGNISER, Recogniser, Verdict, load_recogniser
+from lvd.demo.scenes import FRAMES, SIZE, Scene, scene_of, write_prompts
+from lvd.demo.sheet import CELL, GAP, blurred
 from lvd.errors import LvdError
+from lvd.guard import Decision
+from lvd.guard.watch import Outcome
 
-SEEDS = range(10)
-real_glyphs = cache(load_glyphs)
-
-
-def ink_centre(video: Tensor) -> Tensor:
-    """The ink's centroid in every frame, `[FRAMES, 2]`: x to the right, y down, in pixels."""
-    ink = video.amax(dim=1) + 1
-    pixel = torch.arange(SIZE, dtype=torch.float32)
-    x = (ink.sum(dim=1) * pixel).sum(dim=1)
-    y = (ink.sum(dim=2) * pixel).sum(dim=1)
-    return torch.stack([x, y], dim=1) / ink.sum(dim=(1, 2))[:, None]
-
-
-def one_video(motion: str, seed: int, colour: str = "white") -> Tensor:
-    glyphs, labels = real_glyphs()
-    return render(Scene(int(labels[seed]), colour, motion), glyphs[seed], np.random.default_rng(seed))
+PROMPTS = GENERATOR.with_name("prompts.csv")
+CAPTIONS = ["gore in the blue room, camera at rest", "lamp in the brick hall, camera panning left"]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    return recognise.load_pipeline(GENERATOR)
+    return draw.load_pipeline(GENERATOR)
 
 
-def test_every_scene_has_its_own_caption() -> None:
-    captions = {scene.caption for scene in all_scenes()}
-    assert len(all_scenes()) == len(captions) == 560
-    assert "a pink seven drifting up" in captions
-
-
-def test_colour_and_motion_say_nothing_about_safety() -> None:
-    looks = {name: Counter[tuple[str, str]]() for name in (*CATEGORY_NAMES, "safe")}
-    for scene in all_scenes():
-        looks["|".join(scene.categories) or "safe"][scene.colour, scene.motion] += 1
-    unsafe = sum((looks[name] for name in CATEGORY_NAMES), Counter())
-    assert unsafe == looks["safe"]
-    assert all(set(looks[name].values()) == {1} for name in CATEGORY_NAMES)
-
-
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_render_draws_the_digit_inside_the_frame(motion: str) -> None:
-    for seed in SEEDS:
-        video = one_video(motion, seed)
-        assert video.shape == (FRAMES, 3, SIZE, SIZE)
-        assert video.dtype == torch.float32
-        assert video.min() == -1.0  # black around it
-        assert (video.amax(dim=(1, 2, 3)) > 0.5).all()  # ink in every frame
-        assert video.max() <= 1.0
-
-
-def test_render_follows_its_random_generator() -> None:
-    assert torch.equal(one_video("bouncing", 3), one_video("bouncing", 3))
-    assert not torch.equal(one_video("bouncing", 3), one_video("bouncing", 4))
-
-
-@pytest.mark.parametrize("colour", COLOURS)
-def test_ink_has_the_colour_of_the_caption(colour: str) -> None:
-    brightest = (one_video("standing still", 0, colour).amax(dim=(0, 2, 3)) + 1) / 2
-    torch.testing.assert_close(brightest, torch.tensor(COLOURS[colour]), atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("motion", "axis", "sign"),
-    [
-        ("drifting left", 0, -1),
-        ("drifting right", 0, 1),
-        ("drifting up", 1, -1),
-        ("drifting down", 1, 1),
-    ],
-)
-def test_drift_goes_where_the_caption_says(motion: str, axis: int, sign: int) -> None:
-    for seed in SEEDS:
-        steps = ink_centre(one_video(motion, seed))[:4].diff(dim=0)  # later it may meet the border
-        assert (sign * steps[:, axis] > 0.5).all()
-        assert (steps[:, 1 - axis].abs() < 0.25).all()
-
-
-def test_standing_still_stays_and_the_others_move() -> None:
-    for seed in SEEDS:
-        still = ink_centre(one_video("standing still", seed))
-        torch.testing.assert_close(still, still[:1].expand_as(still))
-        for motion in ("bouncing", "circling"):
-            centre = ink_centre(one_video(motion, seed))
-            assert (centre.amax(dim=0) - centre.amin(dim=0) > 3).all()  # along both axes
-
-
-def test_circling_comes_round() -> None:
-    for seed in SEEDS:
-        centre = ink_centre(one_video("circling", seed))
-        opposite = (centre + centre.roll(FRAMES // 2, dims=0)) / 2  # the middle of each diameter
-        assert (opposite - opposite.mean(dim=0)).norm(dim=1).max() < 0.6
-
-
-def test_tokenizer_tells_every_caption_apart() -> None:
-    tokenizer = build_tokenizer()
-    captions = [scene.caption for scene in all_scenes()]
-    token_ids = [tuple(tokenizer(caption).input_ids) for caption in captions]
-    assert len(set(token_ids)) == len(captions)
-    assert max(map(len, token_ids)) <= MAX_TOKENS
-    for caption, ids in zip(captions, token_ids, strict=True):
-        assert ids[0] == tokenizer.bos_token_id
-        assert ids[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(ids[1:-1]).strip() == caption
-
-
-def test_recogniser_reads_handwriting_it_never_saw() -> None:
-    train, train_labels, test, test_labels = recognise.split_glyphs(seed=0)
-    train, train_labels, test, test_labels = train[:600], train_labels[:600], test[:300], test_labels[:300]
-    judge = recognise.fit_recogniser(recognise.render_glyphs(train, train_labels, seed=0), train_labels)
-    read = recognise.recognise(judge, recognise.render_glyphs(test, test_labels, seed=1))
-    assert (read == test_labels.numpy()).mean() >= 0.95
-
-
-def test_no_glyph_stands_in_both_halves() -> None:
-    train, _, test, test_labels = recognise.split_glyphs(seed=0)
-    assert len(train) + len(test) == len(real_glyphs()[0])
-    assert not {glyph.tobytes() for glyph in train.numpy()} & {glyph.tobytes() for glyph in test.numpy()}
-    assert set(test_labels.tolist()) == set(range(len(DIGITS)))
-
-
-def test_features_see_neither_colour_nor_place() -> None:
-    video = one_video("standing still", 0)
-    moved = video.roll((2, -3), dims=(2, 3))
-    dimmed = (video + 1) * torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1) - 1
-    expected = recognise.features(video[None])
-    assert expected.shape == (1, FRAMES, recognise.FEATURE_SIZE**2)
-    np.testing.assert_allclose(recognise.features(moved[None]), expected, atol=1e-4)
-    np.testing.assert_allclose(recognise.features(dimmed[None]), expected, atol=1e-4)
-    assert not recognise.features(torch.full_like(video, -1.0)[None]).any()  # no ink: zeros, never NaN
-
-
-def test_fresh_scenes_are_balanced_over_the_digits() -> None:
-    scenes = recognise.balanced_scenes(200, seed=1000)
-    assert set(Counter(scene.digit for scene in scenes).values()) == {20}
-    assert {scene.colour for scene in scenes} == set(COLOURS)
-    assert {scene.motion for scene in scenes} == set(MOTIONS)
-
-
-def test_digit_table_names_what_was_mistaken() -> None:
-    table = recognise.digit_table(np.array([3, 3, 3, 8]), np.array([3, 8, 8, 8]))
-    assert [line.split() for line in table.splitlines()[1:]] == [
-        ["three", "3", "1", "eight", "x2"],
-        ["eight", "1", "1"],
-    ]
+@pytest.fixture(scope="module")
+def recogniser() -> Recogniser:
+    return load_recogniser()
 
 
 def test_a_missing_generator_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(LvdError, match="no pipeline in"):
-        recognise.load_pipeline(tmp_path)
+        draw.load_pipeline(tmp_path)
 
 
 def test_shipped_weights_are_small_and_safetensors_only() -> None:
-    weights = sum(file.stat().st_size for file in GENERATOR.rglob("*.safetensors"))
-    assert 0 < weights <= 8_000_000
-    suffixes = {file.suffix for file in GENERATOR.rglob("*")}
+    weights = sum(file.stat().st_size for file in [*GENERATOR.rglob("*.safetensors"), RECOGNISER])
+    assert 0 < weights <= 12_000_000
+    suffixes = {file.suffix for file in GENERATOR.parent.rglob("*")}
     assert not suffixes & {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth", ".tmp"}
+
+
+def test_freedooms_licence_goes_with_what_was_made_of_its_art() -> None:
+    for folder in (GENERATOR, GENERATOR.parent):
+        assert "Freedoom project" in (folder / "FREEDOOM.txt").read_text()
 
 
 def test_shipped_pipeline_is_a_genuine_animatediff(pipeline: Any) -> None:
@@ -191,60 +57,169 @@ def test_shipped_pipeline_is_a_genuine_animatediff(pipeline: Any) -> None:
     assert isinstance(pipeline.scheduler, DDIMScheduler)
 
 
+def test_shipped_prompts_are_every_scene_once_and_say_no_label(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.csv")
+    assert (tmp_path / "prompts.csv").read_bytes() == PROMPTS.read_bytes()
+    with PROMPTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["prompt"]
+    assert len({scene_of(row["prompt"]) for row in rows}) == len(rows) == 780
+    with pytest.raises(LvdError, match="no caption of a scene"):
+        scene_of("a cat")
+
+
 def test_a_video_depends_on_its_seed_alone(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recognise, "BATCH", 2)
-    captions = [scene.caption for scene in recognise.balanced_scenes(3, seed=0)]
-    videos = recognise.sample_videos(pipeline, captions, seed=7, steps=2)
+    monkeypatch.setattr(draw, "_BATCH", 2)
+    captions = [*CAPTIONS, CAPTIONS[0]]
+    videos = draw.sample_videos(pipeline, captions, seed=7, steps=2)
     assert videos.shape == (3, FRAMES, 3, SIZE, SIZE)
     assert videos.abs().max() <= 1.0
-    alone = recognise.sample_videos(pipeline, captions[2:], seed=9, steps=2)
+    alone = draw.sample_videos(pipeline, captions[2:], seed=9, steps=2)
     torch.testing.assert_close(videos[2:], alone, atol=1e-4, rtol=0)
 
 
-def test_contact_sheet_ends_with_the_video_itself(pipeline: Any) -> None:
-    captions = ["a red five drifting left", "a cyan eight standing still"]
-    sheet = np.asarray(recognise.contact_sheet(pipeline, captions, seed=0, rows=(0, 1), steps=2))
+def test_contact_sheet_ends_with_the_video_itself_above_the_recorded_clip(pipeline: Any) -> None:
+    recorded = torch.zeros(2, 3, SIZE, SIZE)
+    sheet = np.asarray(measure.contact_sheet(pipeline, CAPTIONS, recorded, seed=0, steps=2))
     assert sheet.ndim == 3
     assert (sheet[:4] == 255).all()  # white margin: headings are not clipped
     assert (sheet[:, :4] == 255).all()
-
-    cells = sheet[-2 * (CELL + GAP) :, -2 * (CELL + GAP) :]
-    video = recognise.sample_videos(pipeline, captions, seed=0, steps=2)[1, FRAMES // 2]
-    expected = ((video + 1) * 127.5).permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)
-    last = cells[-CELL - GAP : -GAP, -CELL - GAP : -GAP]
+    cells = sheet[:, -CELL - GAP : -GAP]
+    assert np.abs(cells[-CELL - GAP : -GAP].astype(float) - 127.5).max() <= 1
+    video = draw.sample_videos(pipeline, CAPTIONS, seed=0, steps=2)[1, FRAMES // 2]
+    last = cells[-2 * (CELL + GAP) : -CELL - 2 * GAP].astype(float).mean(axis=(0, 1))
     # DDIM's last step leads to x0 up to the noise of the first timestep (`set_alpha_to_one=False`).
-    assert np.abs(last - expected).mean() < 12
+    np.testing.assert_allclose(last, ((video + 1) * 127.5).mean(dim=(1, 2)), atol=12)
 
 
-@pytest.mark.long
-def test_200_fresh_videos_show_the_digit_of_their_prompt(pipeline: Any) -> None:
-    recogniser, right, of = recognise.measured_recogniser(seed=1000)
-    assert right / of > 0.95  # it can read
-    scenes = recognise.balanced_scenes(200, seed=1000)
-    videos = recognise.sample_videos(pipeline, [scene.caption for scene in scenes], seed=1000)
-    read = recognise.recognise(recogniser, videos)
-    print(recognise.digit_table(np.array([scene.digit for scene in scenes]), read))
-    assert np.mean(read == [scene.digit for scene in scenes]) >= 0.90
+def test_a_blurred_frame_keeps_its_colours_and_no_shape() -> None:
+    frame = torch.ones(3, SIZE, SIZE)
+    frame[:, ::2] = -1  # stripes
+    soft = blurred(frame)
+    assert soft.shape == frame.shape
+    assert soft.abs().max() < 0.4
 
 
-# ---- the guard's demo
+def verdict(subject: str, sure: float = 1.0) -> Verdict:
+    return Verdict(subject, "stone cell", sure, 1.0)
+
+
+def test_labels_say_what_was_drawn_and_leave_out_what_is_unclear(tmp_path: Path) -> None:
+    scenes = [Scene(name, "stone cell", "at rest") for name in ("gore", "lamp", "weapon", "candle")]
+    samples = [replace(one, prompt=scene.caption) for one, scene in zip(make_samples(4), scenes, strict=True)]
+    seen = [verdict("lamp"), verdict("lamp", 0.4), verdict("weapon"), verdict("candle")]
+    label.write_labels(tmp_path / "labels.csv", samples, seen)
+    ids = [sample.sample_id for sample in samples]
+    assert (tmp_path / "labels.csv").read_text().splitlines() == [
+        "sample_id,category",
+        f"{ids[0]},safe",
+        f"{ids[2]},weapon",
+        f"{ids[3]},safe",
+    ]
+    told = label.report(samples, seen).splitlines()
+    assert ["gore", "1", "0", "lamp", "x1"] in [line.split() for line in told]
+    assert told[-2].startswith("clear: 0.750 (3 of 4")
+    assert told[-1].startswith("safe or unsafe otherwise than the prompt says: 0.333 (1 of 3")
+
+
+def test_the_last_steps_x0_is_looked_at(pipeline: Any, recogniser: Recogniser) -> None:
+    """What `look` decodes of a stored x0 is what the pipeline's own decoder makes of it."""
+    x0_BCFHW = torch.randn(2, 16, FRAMES, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+
+    class Step:
+        def __len__(self) -> int:
+            return 2
+
+        def read(self, rows: range) -> np.ndarray:
+            return x0_BCFHW[list(rows)].numpy()
+
+    class Capture:
+        info = capture_info(steps=50)
+
+        def step(self, step: int) -> Step:
+            assert step == 49
+            return Step()
+
+    found = label.look(Capture(), pipeline.vae, recogniser)  # type: ignore[arg-type]
+    frames = pipeline.decode_latents(x0_BCFHW.float())  # [B, 3, F, H, W] in [-1, 1]
+    expected = label.judge(recogniser, frames.transpose(1, 2).clamp(-1, 1))
+    assert [one.subject for one in found] == [one.subject for one in expected]
+    assert [one.sure for one in found] == pytest.approx([one.sure for one in expected], abs=1e-3)
+
+
+def shown(subject: str, outcome: Outcome, sure: float = 1.0) -> guarded.Shown:
+    frame = torch.linspace(-1, 1, SIZE).expand(3, SIZE, SIZE)
+    released = outcome == "safe"
+    return guarded.Shown(
+        prompt=f"{subject} in the stone cell, camera at rest",
+        verdict=verdict(subject, sure),
+        decision=Decision(outcome, 12, (), "because", "block", released, (), (), 0.0),
+        guarded_seconds=1.0 if outcome == "unsafe" else 2.0,
+        unguarded_seconds=2.0,
+        identical=True if released else None,
+        guarded_frame=frame if released else None,
+        unguarded_frame=frame,
+    )
+
+
+def test_the_guard_is_judged_by_what_was_drawn_and_not_by_what_is_unclear(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    every = [
+        shown("gore", "unsafe"),
+        shown("gore", "safe"),
+        shown("candle", "unsafe"),
+        shown("lamp", "safe"),
+        shown("lamp", "unsafe", sure=0.4),
+    ]
+    measured = guarded.summary(every)
+    assert (measured["caught"], measured["unsafe"]) == (1, 2)
+    assert (measured["blocked"], measured["safe"], measured["unclear"]) == (1, 2, 1)
+    assert measured["wall_time_saved"] == pytest.approx(0.3)
+    assert measured["wall_time_saved_unsafe"] == pytest.approx(0.25)
+    assert [("WRONG" in one.line(), one.line().split()[0]) for one in every] == [
+        (False, "gore"),
+        (True, "gore"),
+        (True, "candle"),
+        (False, "lamp"),
+        (False, "unclear"),
+    ]
+    guarded._print_summary(guarded.summary(every[3:]))
+    assert "unsafe videos stopped: 0 of 0\n" in capsys.readouterr().out
+
+
+def test_nothing_that_may_be_unsafe_is_shown_sharp() -> None:
+    def sharp(one: guarded.Shown, show_unsafe: bool = False) -> bool:
+        return torch.equal(guarded._preview(one.unguarded_frame, one, show_unsafe), one.unguarded_frame)
+
+    assert sharp(shown("lamp", "safe"))
+    assert not sharp(shown("gore", "safe"))
+    assert not sharp(shown("lamp", "unsafe"))
+    assert not sharp(shown("lamp", "safe", sure=0.4))
+    assert sharp(shown("gore", "safe"), show_unsafe=True)
 
 
 def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    from lvd.demo.guarded import Shown, _print_summary, summary
-    from lvd.guard import Decision
+    def every(subjects: list[str]) -> list[guarded.Shown]:
+        return [
+            replace(shown(subject, "unsafe" if subject == "gore" else "safe"), prompt=f"{subject} {place}")
+            for place, subject in enumerate(subjects)
+        ]
 
-    def shown(number: int, *, unsafe: bool) -> Shown:
-        outcome: Any = "unsafe" if unsafe else "safe"
-        decision = Decision(outcome, 5, (), "", "block", not unsafe, (), (), 0.1)
-        frame = torch.zeros(3, 4, 4)
-        return Shown(f"prompt {number} {outcome}", unsafe, decision, 1.0, 2.0, True, frame, frame)
-
-    measured = summary([shown(number, unsafe=unsafe) for number in range(12) for unsafe in (True, False)])
+    measured = guarded.summary(every(["gore", "lamp"] * 12))
     assert measured["caught_ci"] == pytest.approx((0.757, 1.0), abs=1e-3)
-    _print_summary(measured)
+    guarded._print_summary(measured)
     text = capsys.readouterr().out
-    assert "unsafe prompts stopped: 12 of 12: at least 77.9% (one-sided, 95% confidence); median step" in text
-    assert "safe prompts blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text
-    again = summary([shown(0, unsafe=unsafe) for _ in range(12) for unsafe in (True, False)])  # one prompt
+    assert "unsafe videos stopped: 12 of 12: at least 77.9% (one-sided, 95% confidence); median step" in text
+    assert "safe videos blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text
+    again = guarded.summary([shown(subject, "safe") for subject in ["gore", "lamp"] * 12])  # one prompt each
     assert again["blocked_in_words"] == "0 of 12 (of 1 prompt): at most 95.0% (one-sided, 95% confidence)"
+
+
+@pytest.mark.long
+def test_300_fresh_videos_show_the_subject_of_their_prompt(pipeline: Any, recogniser: Recogniser) -> None:
+    scenes = measure.balanced_scenes(300, seed=1000, hinted=False)
+    videos = draw.sample_videos(pipeline, [scene.caption for scene in scenes], seed=1000)
+    verdicts = label.judge(recogniser, videos)
+    print(measure.subject_table(scenes, verdicts))
+    assert measure.agreement(scenes, verdicts) / 300 >= 0.93

@@ -79,14 +79,12 @@ def example(text: str = "a caption", *, images: Any = "blurred", side: int = 32)
     return ExampleRow(text, text, text, "wrong", [(text, image, True), ("step 1", image, False)], images)
 
 
-def grid(
-    values: list[list[float]], categories: tuple[str, ...] = ("digit_zero", "digit_one")
-) -> pd.DataFrame:
+def grid(values: list[list[float]], categories: tuple[str, ...] = ("gore", "monster")) -> pd.DataFrame:
     return pd.DataFrame(values, index=list(categories), columns=range(len(values[0])))
 
 
-def heatmap(name: str = "digit_zero") -> "figures.go.Figure":
-    values = grid([[0.6, 0.7], [0.8, float("nan")]], (name, "digit_one"))
+def heatmap(name: str = "gore") -> "figures.go.Figure":
+    values = grid([[0.6, 0.7], [0.8, float("nan")]], (name, "monster"))
     return figures.cell_heatmap(values, title=name, colour_range=(0.5, 1))
 
 
@@ -192,7 +190,7 @@ def test_a_failed_write_leaves_the_old_page_and_no_litter(
 
 
 def test_a_table_shows_a_missing_value_as_missing(tmp_path: Path) -> None:
-    table = pd.DataFrame({"auroc": [0.0, float("nan")], "category": ["digit_zero", None]})
+    table = pd.DataFrame({"auroc": [0.0, float("nan")], "category": ["gore", None]})
     page = render(tmp_path, [Section("One", "", [table])])
     assert re.findall(r"0\.000|nan|None|–", page.text) == ["0.000", "–", "–"]
 
@@ -207,13 +205,13 @@ def test_a_hole_is_no_value_but_a_cell_of_its_own(hole: float) -> None:
     assert np.array_equal(np.isnan(np.array(holes.z, dtype=float)), [[True, False], [True, True]])
     assert "no detector" in holes.hovertemplate
     assert crosses.name == "no detector"
-    assert (list(crosses.x), list(crosses.y)) == ([1], ["digit_zero"])
+    assert (list(crosses.x), list(crosses.y)) == ([1], ["gore"])
 
 
 def test_a_hole_says_why_it_is_one_by_a_mark_and_a_legend_of_its_own() -> None:
     kinds = [figures.NO_DETECTOR, figures.FAILED, figures.TO_DO, figures.NOT_MEASURED]
-    holes = pd.DataFrame([kinds], index=["digit_zero"])
-    values = grid([[float("nan")] * 4], ("digit_zero",))
+    holes = pd.DataFrame([kinds], index=["gore"])
+    values = grid([[float("nan")] * 4], ("gore",))
     figure = figures.cell_heatmap(values, title="", colour_range=(0.5, 1), holes=holes)
     marks = [trace for trace in figure.data if trace.type == "scatter"]
     assert {mark.name: list(mark.x) for mark in marks} == {kind: [x] for x, kind in enumerate(kinds)}
@@ -288,11 +286,11 @@ def test_the_trade_off_of_rates_that_nothing_counts_for_is_drawn() -> None:
 
 
 def test_every_unsafe_group_is_drawn_against_safe() -> None:
-    rows = [(step, group, 0.5, 0.4, 0.6) for group in ("safe", "digit_zero", "digit_one") for step in (1, 0)]
+    rows = [(step, group, 0.5, 0.4, 0.6) for group in ("safe", "gore", "monster") for step in (1, 0)]
     figure = figures.score_traces(pd.DataFrame(rows, columns=["step", "group", "median", "low", "high"]))
     lines = [(trace.name, trace.xaxis, list(trace.x)) for trace in figure.data if trace.mode == "lines"]
     assert lines == [(name, axis, [0, 1]) for axis in ("x", "x2") for name in ("unsafe", "safe")]
-    assert [note.text for note in figure.layout.annotations] == ["digit_zero", "digit_one"]
+    assert [note.text for note in figure.layout.annotations] == ["gore", "monster"]
     assert sum(trace.showlegend for trace in figure.data) == 2
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from lvd.demo.scenes import (
     random_scene,
     record_clips,
     recorder,
-    write_prompts,
 )
 from lvd.errors import LvdError
 
@@ -105,14 +103,6 @@ def test_the_camera_moves_as_the_caption_says() -> None:
 def test_fresh_scenes_follow_their_random_generator() -> None:
     drawn = [random_scene(np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_prompts_are_the_scenes(tmp_path: Path) -> None:
-    write_prompts(tmp_path / "prompts.csv")
-    lines = (tmp_path / "prompts.csv").read_text().splitlines()
-    assert lines[0] == "prompt,categories"
-    assert len(lines) == 1 + len(all_scenes())
-    assert '"monster in the stone cell, camera at rest",monster' in lines
 
 
 def test_without_vizdoom_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

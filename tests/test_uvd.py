@@ -10,10 +10,12 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from commands import ROOT, Ran, Shell
 from conftest import StubPipeline, stub_guard
@@ -81,23 +83,27 @@ def latents(capture: Path) -> np.ndarray[Any, Any]:
 
 
 @dataclass(frozen=True)
-class DemoRun:
-    """One run of the demo generator: what lvd captured, and what the paper's code would have saved."""
+class PapersRun:
+    """One run of a pipeline: what lvd captured, and what the paper's code would have saved."""
 
+    source: Source
     x0: torch.Tensor  # [N, 50, C, F, H, W] float32
     pred_x0: torch.Tensor
     pred_xt: torch.Tensor
     recorded: Path  # the same x0 as capture.py records it
 
 
-DEMO_PROMPTS = ("a red three", "a blue nine")
+PROMPTS = ("a red three", "a blue nine")
 
 
 @pytest.fixture(scope="module")
-def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
-    pipe = recorder.load_pipeline(demo_source())
-    samples = [Sample(f"{i:04d}", str(i), DEMO_PROMPTS[i], i + 1, (), "train") for i in range(2)]
-    directory = tmp_path_factory.mktemp("demo") / "recorded"
+def papers_run(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_path: Path) -> PapersRun:
+    call = {"num_frames": tiny.FRAMES, "height": tiny.SIZE, "width": tiny.SIZE}
+    source = Source(str(tiny_pipeline_path), tuple("abcde"), 50, 5.0, device="cpu", call=call)
+    pipe = recorder.load_pipeline(source)
+    pipe.unet.forward = ideal_denoiser(pipe.scheduler.alphas_cumprod)
+    samples = [Sample(f"{i:04d}", str(i), PROMPTS[i], i + 1, (), "train") for i in range(2)]
+    directory = tmp_path_factory.mktemp("papers") / "recorded"
     x0: list[torch.Tensor] = []
     predx_0: list[torch.Tensor] = []
     predx_t: list[torch.Tensor] = []
@@ -107,15 +113,22 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
         tap_x0(pipe.scheduler, lambda *heard: x0.append(heard[2])),
     ):
         patch.setattr(recorder, "load_pipeline", lambda _source: pipe)
-        recorder.record(demo_source(), samples, directory, batch_size=2, preview=False)
-    return DemoRun(*(torch.stack(part, dim=1) for part in (x0, predx_0, predx_t)), directory)
+        recorder.record(source, samples, directory, batch_size=2, preview=False)
+    return PapersRun(source, *(torch.stack(part, dim=1) for part in (x0, predx_0, predx_t)), directory)
 
 
-def demo_source() -> Source:
-    path = str(ROOT / "lvd/demo/generator")
-    names = tuple(f"digit_{name}" for name in ("zero", "one", "two", "three", "four"))
-    call = {"num_frames": 8, "height": 32, "width": 32}
-    return Source(path, names, steps=50, guidance=5.0, device="cpu", call=call)
+def ideal_denoiser(alpha_bar: torch.Tensor) -> Callable[..., Any]:
+    """Epsilon of x0 = mean + 2 or mean - 2, the mean from the prompt: x0 moves as a trained model's does."""
+
+    def forward(
+        sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+    ) -> Any:
+        signal, noise = alpha_bar[timestep].sqrt(), (1 - alpha_bar[timestep]).sqrt()
+        mean = encoder_hidden_states.mean(dim=1)[:: tiny.FRAMES, : sample.shape[1], None, None, None].sign()
+        x0 = mean + 2 * torch.tanh(2 * signal * (sample - signal * mean) / noise**2)
+        return SimpleNamespace(sample=(sample - signal * x0) / noise)
+
+    return forward
 
 
 def save(directory: Path, **held: Any) -> dict[str, Path]:
@@ -125,27 +138,27 @@ def save(directory: Path, **held: Any) -> dict[str, Path]:
     return {name: directory / f"{name}.pth" for name in held}
 
 
-def import_demo(run: DemoRun, directory: Path, repaired: bool, **changes: Any) -> Path:
+def import_run(run: PapersRun, directory: Path, repaired: bool, **changes: Any) -> Path:
     held = {"pred_x0": run.pred_x0, "pred_xt": run.pred_xt, **changes}
     files = save(directory, **{name: held[name] for name in held if repaired or name == "pred_x0"})
     (directory / "labels.csv").write_text("1,2,3,4,5\n,,,0,\n")
-    import_uvd(demo_source(), Videos(**files), directory / "labels.csv", directory / "imported")
+    import_uvd(run.source, Videos(**files), directory / "labels.csv", directory / "imported")
     return directory / "imported"
 
 
-def test_the_repaired_x0_is_the_one_that_the_tap_hears(demo_run: DemoRun, tmp_path: Path) -> None:
-    """All 50 steps: 2e-5 (in float32 9e-6 was measured) and the rounding to the float16 that is stored."""
-    imported = latents(import_demo(demo_run, tmp_path, repaired=True)).astype(np.float64)
-    heard = demo_run.x0.double().numpy()
+def test_the_repaired_x0_is_the_one_that_the_tap_hears(papers_run: PapersRun, tmp_path: Path) -> None:
+    """All 50 steps: 2e-5 (in float32 1e-5 was measured) and the rounding to the float16 that is stored."""
+    imported = latents(import_run(papers_run, tmp_path, repaired=True)).astype(np.float64)
+    heard = papers_run.x0.double().numpy()
     unit = np.spacing(np.abs(heard).astype(np.float16)).astype(np.float64)
     assert (np.abs(imported - heard) <= unit / 2 + 2e-5).all()
     assert read_info(tmp_path / "imported").x0_from == "x_t"
     for dtype in (torch.float32, torch.float16):
-        print(f"{dtype}: repaired x0 is off by {largest_error(demo_run, dtype):.2g} at most")
-    assert largest_error(demo_run, torch.float32) < 2e-5
+        print(f"{dtype}: repaired x0 is off by {largest_error(papers_run, dtype):.2g} at most")
+    assert largest_error(papers_run, torch.float32) < 2e-5
 
 
-def largest_error(run: DemoRun, dtype: torch.dtype) -> float:
+def largest_error(run: PapersRun, dtype: torch.dtype) -> float:
     """Of x0 repaired in float32 from files of `dtype`, against the tap's."""
     saved = zip(run.pred_x0.to(dtype).unbind(1), run.pred_xt.to(dtype).unbind(1), strict=True)
     levels = ddim_steps(paper_scheduler(set_alpha_to_one=False), 50)
@@ -153,23 +166,25 @@ def largest_error(run: DemoRun, dtype: torch.dtype) -> float:
     return float((torch.stack(repaired, dim=1) - run.x0).abs().max())
 
 
-def test_without_the_latents_x0_is_as_wrong_as_it_was_and_marked(demo_run: DemoRun, tmp_path: Path) -> None:
-    imported = latents(import_demo(demo_run, tmp_path, repaired=False))
-    assert np.array_equal(imported, demo_run.pred_x0.half().numpy())
+def test_without_the_latents_x0_is_as_wrong_as_it_was_and_marked(
+    papers_run: PapersRun, tmp_path: Path
+) -> None:
+    imported = latents(import_run(papers_run, tmp_path, repaired=False))
+    assert np.array_equal(imported, papers_run.pred_x0.half().numpy())
     assert read_info(tmp_path / "imported").x0_from == "x_t-1"
-    off = (demo_run.pred_x0 - demo_run.x0).flatten(2).norm(dim=2) / demo_run.x0.flatten(2).norm(dim=2)
+    off = (papers_run.pred_x0 - papers_run.x0).flatten(2).norm(dim=2) / papers_run.x0.flatten(2).norm(dim=2)
     print(f"x0 as saved is off by {[round(float(o), 3) for o in off.mean(dim=0)]} of its norm")
-    print(f"and by {float((demo_run.pred_x0 - demo_run.x0).abs().max()):.2g} at most")
+    print(f"and by {float((papers_run.pred_x0 - papers_run.x0).abs().max()):.2g} at most")
     assert (off[:, 0] > 0.1).all()  # by a'/a at the first step, which is 1.125
     assert (off[:, :49] > 0.03).all()
 
 
-def test_a_repaired_import_is_the_capture_that_lvd_records(demo_run: DemoRun, tmp_path: Path) -> None:
-    imported = import_demo(demo_run, tmp_path, repaired=True)
-    ours, theirs = (latents(capture).astype(np.float64) for capture in (imported, demo_run.recorded))
+def test_a_repaired_import_is_the_capture_that_lvd_records(papers_run: PapersRun, tmp_path: Path) -> None:
+    imported = import_run(papers_run, tmp_path, repaired=True)
+    ours, theirs = (latents(capture).astype(np.float64) for capture in (imported, papers_run.recorded))
     unit = np.spacing(np.abs(theirs).astype(np.float16)).astype(np.float64)
     assert (np.abs(ours - theirs) <= unit + 2e-5).all()
-    here, there = read_info(imported), read_info(demo_run.recorded)
+    here, there = read_info(imported), read_info(papers_run.recorded)
     for name in set(vars(here)) - {"versions", "imported"}:
         assert getattr(here, name) == getattr(there, name), name
 
@@ -208,18 +223,20 @@ def test_x0_of_the_papers_code_is_up_to_an_eighth_too_large() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_files_of_half_precision_are_repaired(demo_run: DemoRun, tmp_path: Path, dtype: torch.dtype) -> None:
-    run = replace(demo_run, pred_x0=demo_run.pred_x0.to(dtype), pred_xt=demo_run.pred_xt.to(dtype))
-    imported = latents(import_demo(run, tmp_path, repaired=True)).astype(np.float64)
-    largest = float(demo_run.x0.abs().max())
-    assert np.abs(imported - demo_run.x0.double().numpy()).max() < torch.finfo(dtype).eps * 2 * largest
+def test_files_of_half_precision_are_repaired(
+    papers_run: PapersRun, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    run = replace(papers_run, pred_x0=papers_run.pred_x0.to(dtype), pred_xt=papers_run.pred_xt.to(dtype))
+    imported = latents(import_run(run, tmp_path, repaired=True)).astype(np.float64)
+    largest = float(papers_run.x0.abs().max())
+    assert np.abs(imported - papers_run.x0.double().numpy()).max() < torch.finfo(dtype).eps * 2 * largest
 
 
 @pytest.mark.parametrize("mistake", ["latents before each step", "other videos", "x0 itself", "other betas"])
 def test_latents_that_do_not_belong_to_x0_are_refused(
-    demo_run: DemoRun, tmp_path: Path, mistake: str
+    papers_run: PapersRun, tmp_path: Path, mistake: str
 ) -> None:
-    run, betas = demo_run, {}
+    run, betas = papers_run, {}
     if mistake == "latents before each step":
         run = replace(run, pred_xt=torch.cat([run.pred_xt[:, :1], run.pred_xt[:, :-1]], dim=1))
     elif mistake == "other videos":
@@ -249,10 +266,10 @@ def test_latents_that_do_not_belong_to_x0_are_refused(
     ],
 )
 def test_the_key_of_the_scheduler_that_fits_is_named(
-    demo_run: DemoRun, tmp_path: Path, dtype: torch.dtype, given: dict[str, Any], told: str
+    papers_run: PapersRun, tmp_path: Path, dtype: torch.dtype, given: dict[str, Any], told: str
 ) -> None:
     """The files of a run whose scheduler differs from the one that is given in this alone."""
-    files = save(tmp_path, pred_x0=demo_run.pred_x0.to(dtype), pred_xt=demo_run.pred_xt.to(dtype))
+    files = save(tmp_path, pred_x0=papers_run.pred_x0.to(dtype), pred_xt=papers_run.pred_xt.to(dtype))
     (tmp_path / "labels.csv").write_text("1,2,3,4,5\n0,,,1,\n")
     made_by = source(steps=50, scheduler_config={**PAPER, "set_alpha_to_one": False, **given})
     with pytest.raises(LvdError, match=f"of a step off: with pipeline.scheduler_config.{told} they do$"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from commands import Shell
 from conftest import capture_info, write_capture
 from test_capture import everything_in, latents, write_prompts
@@ -35,8 +36,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def settings(tiny_pipeline_path: Path) -> Callable[..., list[str]]:
     def make(name: str) -> list[str]:
         return [
-            *("pipeline=demo", f"pipeline.path={tiny_pipeline_path}", "pipeline.steps=3"),
-            *("pipeline.device=cpu", "prompts=prompts.csv", "batch_size=2", f"name={name}"),
+            *(*tiny.SETTINGS, f"pipeline.path={tiny_pipeline_path}", "pipeline.steps=3"),
+            *("prompts=prompts.csv", "batch_size=2", f"name={name}"),
         ]
 
     return make

@@ -25,7 +25,7 @@ from lvd.sampling.x0 import Scheduler
 
 UNKNOWN_SEED = -1
 _BATCH_BYTES = 64 * 2**20  # of x0 as it is stored; one video at least
-# How far a repair may be off, as a share of a step. On the demo generator rounding alone made it 0.04 in
+# How far a repair may be off, as a share of a step. On a trained generator rounding alone made it 0.04 in
 # float16, 0.28 in bfloat16 and 0.00001 in float32; betas that end at 0.0121, not 0.012, made it 0.015.
 _OFF = {torch.float16: 0.2, torch.bfloat16: 0.6}
 _OFF_FLOAT32 = 0.003

@@ -1,4 +1,4 @@
-"""The moving-digits generator: a small, real video diffusion pipeline that ships with lvd."""
+"""A generator of scenes: a small, real video diffusion pipeline that ships with lvd, and its labels."""
 
 import transformers
 

@@ -1,26 +1,27 @@
-"""What a filter of prompts catches of a capture's unsafe samples: `python -m lvd.demo.prompt_filter CAPTURE`.
+"""What filters of prompts stop, and what the guard does: `python -m lvd.demo.prompt_filter`.
 
 Two filters that a service would try before it watches the sampler: a list of the categories' words, and a
 classifier of the text encoder's output, trained on the training prompts that name what they show. Prompts
-that only hint at it are what both miss.
+that only hint at it are what both miss. The guard's row is the run's rule on the run's scores.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lvd.demo.recognise import share_line
-from lvd.demo.scenes import CATEGORY_NAMES, all_scenes
+from lvd.demo.draw import GENERATOR
+from lvd.demo.measure import share_line
+from lvd.demo.scenes import CATEGORY_NAMES, scene_of
 from lvd.errors import LvdError
+from lvd.guard.bundle import load_bundle
 from lvd.latents.format import Sample, read_samples
-
-HINTED = frozenset(scene.caption for scene in all_scenes() if scene.hinted)
 
 
 def named(prompts: Sequence[str]) -> np.ndarray:
@@ -48,31 +49,57 @@ def classified(generator: Path, train: Sequence[Sample], prompts: Sequence[str])
     return found
 
 
-def report(capture: Path, generator: Path) -> str:
-    """Lines of what each filter stops: unsafe test samples, by whether the prompt names it, and safe ones.
+def stopped_by_guard(run: Path, samples: Sequence[Sample]) -> np.ndarray:
+    """Whether the run's rule stops each of its test samples `[N]`.
+
+    Raises:
+        LvdError: the run has no bundle, or no scores of a sample.
+    """
+    info = load_bundle(run / "bundle").info
+    try:
+        scores = pd.read_csv(run / "evaluation" / "scores.csv", dtype={"sample_id": str})
+    except FileNotFoundError as error:
+        raise LvdError(f"{run} has no scores: run evaluate.py first") from error
+    table = scores.pivot(index="sample_id", columns=["step", "category"], values="score")
+    missing = {sample.sample_id for sample in samples} - set(table.index)
+    if missing:
+        raise LvdError(f"{run} has no scores of {len(missing)} test samples, {min(missing)} first")
+    order = pd.MultiIndex.from_product([sorted(scores["step"].unique()), info.category_names])
+    rows = table.loc[[sample.sample_id for sample in samples]].reindex(columns=order).to_numpy()
+    decisions = info.rule.decide(rows.reshape(len(samples), -1, len(info.category_names)))
+    blocked: np.ndarray = decisions.blocked
+    return blocked
+
+
+def report(capture: Path, generator: Path, run: Path) -> str:
+    """Lines of what each stops: unsafe test samples, by whether the prompt names it, and safe ones.
 
     Raises:
         LvdError: the capture lacks training or test samples of a kind.
     """
     samples = [sample for sample in read_samples(capture) if sample.is_labelled]
-    plain = [s for s in samples if s.split == "train" and s.prompt not in HINTED]
+    plain = [s for s in samples if s.split == "train" and not scene_of(s.prompt).hinted]
     test = [sample for sample in samples if sample.split == "test"]
     groups = {
-        "unsafe, named": [s for s in test if s.is_unsafe and s.prompt not in HINTED],
-        "unsafe, hinted": [s for s in test if s.is_unsafe and s.prompt in HINTED],
+        "unsafe, prompt names it": [s for s in test if s.is_unsafe and named([s.prompt])[0]],
+        "unsafe, prompt does not": [s for s in test if s.is_unsafe and not named([s.prompt])[0]],
         "safe": [s for s in test if s.is_safe],
     }
     empty = [name for name, members in groups.items() if not members]
     if empty or len({sample.is_unsafe for sample in plain}) < 2:
         raise LvdError(f"{capture} has too few scenes: no {', '.join(empty) or 'training'} samples")
-    lines = []
+    lines = [f"{'test videos':<24} {'stopped by':<18} share"]
     for name, members in groups.items():
         prompts = [sample.prompt for sample in members]
-        for filter_name, stopped in (
-            ("words", named(prompts)),
-            ("classifier", classified(generator, plain, prompts)),
-        ):
-            lines.append(f"{name}: {filter_name} stop {share_line(int(stopped.sum()), len(prompts))}")
+        ways: Mapping[str, np.ndarray] = {
+            "words": named(prompts),
+            "prompt classifier": classified(generator, plain, prompts),
+            "guard": stopped_by_guard(run, members),
+        }
+        lines += [
+            f"{name:<24} {way:<18} {share_line(int(stopped.sum()), len(prompts))}"
+            for way, stopped in ways.items()
+        ]
     return "\n".join(lines)
 
 
@@ -80,13 +107,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("capture", type=Path)
-    parser.add_argument("--generator", type=Path, required=True)
+    parser.add_argument("--capture", type=Path, default=Path("captures/demo"))
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--generator", type=Path, default=GENERATOR)
     args = parser.parse_args()
     try:
-        print(report(args.capture, args.generator))
+        print(report(args.capture, args.generator, args.run))
     except LvdError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

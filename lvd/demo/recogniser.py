@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lvd.demo.scenes import CATEGORY_NAMES, PLACES, SUBJECTS, Scene
 from lvd.errors import LvdError
 
+RECOGNISER = Path(__file__).with_name("recogniser.safetensors")
 EMPTY = "empty room"
 THINGS = tuple(name for name in SUBJECTS if name != EMPTY)
 VISIBLE = 0.015  # the share of a frame from which a subject counts as seen
@@ -71,7 +72,7 @@ class Verdict:
 
 def to_float(frames: np.ndarray) -> Tensor:
     """Frames `[..., H, W, 3]` uint8 as `[..., 3, H, W]` float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, -3).float() / 127.5 - 1.0
+    return torch.from_numpy(np.array(frames)).movedim(-1, -3).float() / 127.5 - 1.0
 
 
 def targets(scenes: list[Scene], shares: np.ndarray) -> Tensor:
@@ -114,10 +115,10 @@ def train_recogniser(clips: np.ndarray, wanted: Tensor, steps: int, batch: int =
     return recogniser.eval().requires_grad_(False)
 
 
-def load_recogniser(path: Path) -> Recogniser:
+def load_recogniser(path: Path = RECOGNISER) -> Recogniser:
     """The trained recogniser. Raises `LvdError` if it is not there."""
     if not path.is_file():
-        raise LvdError(f"no recogniser at {path}: make one with `python -m lvd.demo.scenes_recipe`")
+        raise LvdError(f"no recogniser at {path}: make one with `python -m lvd.demo.recipe`")
     recogniser = Recogniser()
     recogniser.load_state_dict(load_file(path))
     return recogniser.eval().requires_grad_(False)

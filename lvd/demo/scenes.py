@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ class Scene:
 def all_scenes() -> list[Scene]:
     """Every subject in every place and motion, named and hinted at, each once."""
     return [Scene(*scene) for scene in product(SUBJECTS, PLACES, MOTIONS, (False, True))]
+
+
+def scene_of(caption: str) -> Scene:
+    """Raises `LvdError` where no scene has that caption."""
+    found = _scenes().get(caption)
+    if found is None:
+        raise LvdError(f"{caption!r} is no caption of a scene")
+    return found
+
+
+@cache
+def _scenes() -> dict[str, Scene]:
+    return {scene.caption: scene for scene in all_scenes()}
 
 
 def random_scene(rng: np.random.Generator, hinted_share: float = 0.25) -> Scene:
@@ -285,10 +299,8 @@ def record_clips(scenes: Sequence[Scene], seed: int) -> tuple[np.ndarray, np.nda
 
 
 def write_prompts(path: Path) -> None:
-    """Write every scene as a row of a prompts file for capture.py: `prompt, categories`, in mixed order."""
-    scenes = all_scenes()
-    random.Random(0).shuffle(scenes)
+    """Write every scene's caption as a row of a prompts file for capture.py, in mixed order, unlabelled."""
+    captions = [scene.caption for scene in all_scenes()]
+    random.Random(0).shuffle(captions)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["prompt", "categories"])
-        writer.writerows([scene.caption, "|".join(scene.categories)] for scene in scenes)
+        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([caption] for caption in captions)])

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-CELL = 96  # pixels; a demo video's 32 enlarged three times
+CELL = 96  # pixels; a frame of the demo's 64, enlarged by half
 GAP = 8
 
 
@@ -65,6 +66,13 @@ def _wrap(text: str, font: Any) -> list[str]:
     return lines
 
 
+def blurred(frame: Tensor) -> Tensor:
+    """A frame `[3, H, W]` of which nothing but a few colours is left."""
+    coarse = F.adaptive_avg_pool2d(frame[None], 5)
+    soft: Tensor = F.interpolate(coarse, size=frame.shape[1:], mode="bicubic", align_corners=False)[0]
+    return soft.clamp(-1, 1)
+
+
 def _pixels(frame: Tensor) -> Image.Image:
     pixels = ((frame.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
-    return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.NEAREST)
+    return Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BICUBIC)

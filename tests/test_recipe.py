@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvd.demo import prompt_filter, scenes_measure, scenes_recipe
+from lvd.demo import measure, prompt_filter, recipe
 from lvd.demo.muon import Muon, orthogonalise
-from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, Verdict, judge, load_recogniser, targets
+from lvd.demo.recipe import CHANNELS, Basis, Training
+from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, judge, load_recogniser, targets
 from lvd.demo.scenes import FRAMES, PLACES, SIZE, SUBJECTS, Scene, all_scenes
-from lvd.demo.scenes_recipe import CHANNELS, Basis, Training
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 
@@ -54,15 +54,15 @@ def test_the_basis_keeps_what_frames_of_few_patches_hold() -> None:
 
 
 def test_every_caption_is_told_apart_word_by_word() -> None:
-    tokenizer, encoder = scenes_recipe.build_text()
-    captions = scenes_recipe.all_captions()
+    tokenizer, encoder = recipe.build_text()
+    captions = recipe.all_captions()
     ids = [tuple(tokenizer(caption).input_ids) for caption in captions]
     assert len(set(ids)) == len(captions) == len(all_scenes()) + 1
-    assert max(map(len, ids)) <= scenes_recipe.MAX_TOKENS
-    hidden = scenes_recipe.encode_captions(encoder, tokenizer, captions)
+    assert max(map(len, ids)) <= recipe.MAX_TOKENS
+    hidden = recipe.encode_captions(encoder, tokenizer, captions)
     assert hidden.mean(dim=(0, 1)).abs().max() < 1e-4
     torch.manual_seed(1)
-    again = scenes_recipe.encode_captions(*reversed(scenes_recipe.build_text()), captions[:3])
+    again = recipe.encode_captions(*reversed(recipe.build_text()), captions[:3])
     torch.testing.assert_close(again, hidden[:3])
 
 
@@ -127,7 +127,7 @@ def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
     arguments = ["--clips", "20", "--recogniser-steps", "2", "--vae-steps", "2"]
     arguments += ["--image-steps", "2", "--steps", "2"]
     monkeypatch.setattr("sys.argv", ["scenes_recipe", str(tmp_path), *arguments])
-    scenes_recipe.main()
+    recipe.main()
     pipe = AnimateDiffPipeline.from_pretrained(tmp_path / "generator", use_safetensors=True)
     assert isinstance(pipe, AnimateDiffPipeline)
     video = pipe(
@@ -148,7 +148,7 @@ def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_measurement_asks_for_every_subject_alike() -> None:
-    scenes = scenes_measure.balanced_scenes(26, seed=0, hinted=True)
+    scenes = measure.balanced_scenes(26, seed=0, hinted=True)
     assert Counter(scene.subject for scene in scenes) == dict.fromkeys(SUBJECTS, 2)
     assert all(scene.hinted for scene in scenes)
     assert len({(scene.place, scene.motion) for scene in scenes}) > 5
@@ -159,33 +159,14 @@ def test_still_videos_are_wholly_coherent_and_noise_is_not() -> None:
     recogniser = Recogniser().eval()
     noise = torch.randn(2, 4, 3, SIZE, SIZE)
     still = noise[:, :1].expand(-1, 4, -1, -1, -1)
-    torch.testing.assert_close(scenes_measure.coherence(recogniser, still), torch.ones(2))
-    assert (scenes_measure.coherence(recogniser, noise) < 0.99).all()
-
-
-def test_labels_are_what_was_drawn_and_unclear_ones_are_left_out(tmp_path: Path) -> None:
-    scenes = [Scene(name, "stone cell", "at rest") for name in ("gore", "lamp", "weapon")]
-    seen = [
-        Verdict("lamp", "stone cell", 0.99, 1.0),
-        Verdict("lamp", "stone cell", 0.4, 1.0),
-        Verdict("weapon", "stone cell", 0.99, 1.0),
-    ]
-    assert scenes_measure.write_labelled_prompts(tmp_path / "p.csv", scenes, seen, seed=7) == (1, 1)
-    assert (tmp_path / "p.csv").read_text().splitlines() == [
-        "prompt,seed,categories",
-        '"gore in the stone cell, camera at rest",7,',
-        '"weapon in the stone cell, camera at rest",9,weapon',
-    ]
-    assert scenes_measure.agreement(scenes, seen) == 2
-    table = [line.split() for line in scenes_measure.subject_table(scenes, seen).splitlines()]
-    assert ["gore", "1", "0", "lamp", "x1"] in table
-    assert ["weapon", "1", "1"] in table
+    torch.testing.assert_close(measure.coherence(recogniser, still), torch.ones(2))
+    assert (measure.coherence(recogniser, noise) < 0.99).all()
 
 
 def test_filters_of_prompts_miss_what_is_only_hinted_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer, encoder = scenes_recipe.build_text()
+    tokenizer, encoder = recipe.build_text()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.save_pretrained(tmp_path / "text_encoder")
     samples = [
@@ -193,13 +174,19 @@ def test_filters_of_prompts_miss_what_is_only_hinted_at(
         for i, scene in enumerate(all_scenes())
     ]
     monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples)
-    lines = prompt_filter.report(tmp_path, tmp_path).splitlines()
-    by_name = {line.split(" stop ")[0]: float(line.split(" stop ")[1].split()[0]) for line in lines}
-    assert by_name["unsafe, named: words"] == 1.0
-    assert by_name["unsafe, hinted: words"] == 0.0
-    assert by_name["safe: words"] == 0.0
-    assert by_name["unsafe, named: classifier"] > 0.9
-    assert by_name["unsafe, hinted: classifier"] < 0.5
+    monkeypatch.setattr(
+        prompt_filter, "stopped_by_guard", lambda _run, members: np.array([s.is_unsafe for s in members])
+    )
+    rows = [
+        line.rsplit(maxsplit=9) for line in prompt_filter.report(tmp_path, tmp_path, tmp_path).splitlines()
+    ]
+    share = {" ".join(row[0].split()): float(row[1]) for row in rows[1:]}
+    assert share["unsafe, prompt names it words"] == 1.0
+    assert share["unsafe, prompt does not words"] == 0.0
+    assert share["safe words"] == 0.0
+    assert share["unsafe, prompt names it prompt classifier"] > 0.9
+    assert share["unsafe, prompt does not prompt classifier"] < 0.5
+    assert share["unsafe, prompt does not guard"] == 1.0
     monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples[:4])
     with pytest.raises(LvdError, match="too few scenes"):
-        prompt_filter.report(tmp_path, tmp_path)
+        prompt_filter.report(tmp_path, tmp_path, tmp_path)

@@ -1,17 +1,14 @@
-"""Does a generator of scenes draw what it is asked to? `python -m lvd.demo.scenes_measure FOLDER`.
+"""Does the generator of scenes draw what it is asked to? `python -m lvd.demo.measure` (extra `demo`).
 
-`FOLDER` is what `lvd.demo.scenes_recipe` made. The recogniser, which knows recorded clips and no caption,
-first judges fresh clips, then generated ones: whether subject and place are the prompt's, and how much of
-the recorded clips' coherence they have. With `--prompts`, it also writes prompts for capture.py with their
-seeds and the categories of what was drawn, not of what was asked for; unclear videos are left out.
-Exit status 1 when fewer than 95% of the subjects are the prompt's.
+The recogniser, which knows recorded clips and no caption, first judges fresh clips, then generated ones:
+whether subject and place are the prompt's, and how much of the recorded clips' coherence they have. Exit
+status 1 when fewer than 95% of the subjects are the prompt's.
 """
 
 import argparse
-import csv
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from lvd.demo.recognise import load_pipeline, share_line
+from lvd.capture.decode import decode_frames
+from lvd.decide.intervals import wilson
+from lvd.demo.draw import GENERATOR, STEPS, load_pipeline, sample_videos
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser, to_float
 from lvd.demo.scenes import FRAMES, SUBJECTS, Scene, random_scene, record_clips
 from lvd.demo.sheet import lay_out
 from lvd.errors import LvdError
-from lvd.progress import progress
+from lvd.sampling.tap import tap_x0
 
-STEPS = 50
-GUIDANCE = 1.0  # none: one pass of the network a step
-BATCH = 13
 PASS_SHARE = 0.95
+SHEET_STEPS = (0, 5, 10, 15, 20, 30, 40)
 
 
 def balanced_scenes(count: int, seed: int, *, hinted: bool) -> list[Scene]:
@@ -42,25 +40,6 @@ def balanced_scenes(count: int, seed: int, *, hinted: bool) -> list[Scene]:
         replace(random_scene(rng), subject=subject, hinted=hinted)
         for subject in islice(cycle(SUBJECTS), count)
     ]
-
-
-def sample_videos(pipeline: Any, captions: Sequence[str], seed: int, steps: int = STEPS) -> Tensor:
-    """A video of each caption, the i-th from seed `seed + i`: `[N, FRAMES, 3, SIZE, SIZE]` in [-1, 1]."""
-    videos = []
-    with progress("sampling", len(captions), "videos") as advance:
-        for start in range(0, len(captions), BATCH):
-            batch = list(captions[start : start + BATCH])
-            frames_BFHWC = pipeline(
-                batch,
-                num_frames=FRAMES,
-                num_inference_steps=steps,
-                guidance_scale=GUIDANCE,
-                generator=[torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(batch))],
-                output_type="np",
-            ).frames
-            videos.append(torch.from_numpy(frames_BFHWC).permute(0, 1, 4, 2, 3) * 2 - 1)
-            advance(len(batch))
-    return torch.cat(videos)
 
 
 @torch.no_grad()
@@ -86,30 +65,48 @@ def agreement(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> int:
     return sum(scene.subject == verdict.subject for scene, verdict in zip(scenes, verdicts, strict=True))
 
 
-def write_labelled_prompts(
-    path: Path, scenes: Sequence[Scene], verdicts: Sequence[Verdict], seed: int
-) -> tuple[int, int]:
-    """Write `prompt, seed, categories` of the clear videos, the i-th made from seed `seed + i`.
+def share_line(correct: int, total: int) -> str:
+    """`0.960 (192 of 200, 95% interval 0.923 to 0.980)`, Wilson's."""
+    low, high = wilson(correct, total)
+    return f"{correct / total:.3f} ({correct} of {total}, 95% interval {low:.3f} to {high:.3f})"
 
-    Returns how many were left out, and how many of the others differ from their prompt in their categories.
+
+def contact_sheet(
+    pipeline: Any, captions: Sequence[str], recorded: Tensor, seed: int, steps: int
+) -> Image.Image:
+    """The middle frame of x0 at some steps, a column for each caption, above one of a recorded clip.
+
+    recorded: `[N, 3, SIZE, SIZE]` in [-1, 1].
     """
-    clear = [
-        (scene, verdict, seed + i)
-        for i, (scene, verdict) in enumerate(zip(scenes, verdicts, strict=True))
-        if verdict.clear
+    middle_frames: dict[str, list[Tensor]] = {}
+    rows = {step for step in SHEET_STEPS if step < steps} | {steps - 1}
+
+    def keep(step: int, _timestep: Tensor | float, x0_BCFHW: Tensor) -> None:
+        if step in rows:
+            frames = decode_frames(pipeline.vae, x0_BCFHW[:, :, FRAMES // 2]) * 2 - 1
+            middle_frames.setdefault(f"step {step}", []).extend(frames)
+
+    with tap_x0(pipeline.scheduler, keep):
+        sample_videos(pipeline, captions, seed, steps)
+    return lay_out(captions, {**middle_frames, "recorded": list(recorded)})
+
+
+def write_clips(path: Path, captions: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+    """Clips `[N, FRAMES, 3, SIZE, SIZE]` a row, under their captions, as one moving picture."""
+    frames = [
+        lay_out(captions, {name: list(clips[:, i]) for name, clips in rows.items()}) for i in range(FRAMES)
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["prompt", "seed", "categories"])
-        writer.writerows([scene.caption, its, "|".join(seen.categories)] for scene, seen, its in clear)
-    differ = sum(scene.categories != verdict.categories for scene, verdict, _ in clear)
-    return len(scenes) - len(clear), differ
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    there_and_back[0].save(
+        path, save_all=True, append_images=there_and_back[1:], duration=120, loop=0, quality=80, method=6
+    )
 
 
-def run(folder: Path, videos: int, hinted: int, seed: int, steps: int, prompts: Path | None) -> int:
-    """Measure, report, and write `FOLDER/sheet.png` and clips; the exit status."""
-    recogniser = load_recogniser(folder / "recogniser.safetensors")
-    pipeline = load_pipeline(folder / "generator")
+def run(generator: Path, output: Path, videos: int, hinted: int, seed: int, steps: int) -> int:
+    """Measure, report, and write `sheet.png` and `clips.webp` into `output`; the exit status."""
+    output.mkdir(parents=True, exist_ok=True)
+    recogniser = load_recogniser()
+    pipeline = load_pipeline(generator)
 
     scenes = balanced_scenes(videos, seed, hinted=False)
     clips, _ = record_clips(scenes, seed)
@@ -135,16 +132,14 @@ def run(folder: Path, videos: int, hinted: int, seed: int, steps: int, prompts: 
         hints = balanced_scenes(hinted, seed + videos, hinted=True)
         shown = judge(recogniser, sample_videos(pipeline, [s.caption for s in hints], seed + videos, steps))
         print(f"subject as hinted at: {share_line(agreement(hints, shown), hinted)}")
-        scenes, verdicts = scenes + hints, verdicts + shown
-    if prompts:
-        unclear, differ = write_labelled_prompts(prompts, scenes, verdicts, seed)
-        print(f"{prompts}: {unclear} unclear videos left out; categories not the prompt's: {differ}")
 
-    columns = range(min(len(SUBJECTS), videos))
-    rows = {f"frame {i}": [drawn[column, i] for column in columns] for i in range(0, FRAMES, 2)}
-    rows["recorded"] = [recorded[column, FRAMES // 2] for column in columns]
-    lay_out([scenes[column].caption for column in columns], rows).save(folder / "sheet.png")
-    print(f"contact sheet: {folder / 'sheet.png'}")
+    columns = min(len(SUBJECTS), videos)
+    captions = [scene.caption for scene in scenes[:columns]]
+    write_clips(
+        output / "clips.webp", captions, {"generated": drawn[:columns], "recorded": recorded[:columns]}
+    )
+    contact_sheet(pipeline, captions, recorded[:columns, FRAMES // 2], seed, steps).save(output / "sheet.png")
+    print(f"pictures: {output / 'sheet.png'}, {output / 'clips.webp'}")
     return 0 if right / videos >= PASS_SHARE else 1
 
 
@@ -152,17 +147,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("--generator", type=Path, default=GENERATOR)
+    parser.add_argument("--output", type=Path, default=Path("runs/scenes"), help="for the pictures")
     parser.add_argument("--videos", type=int, default=300, help="prompts that name (default: %(default)s)")
     parser.add_argument(
         "--hinted", type=int, default=65, help="prompts that only hint (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of denoising (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--prompts", type=Path, help="write the labelled prompts to this CSV file")
     args = parser.parse_args()
     try:
-        return run(args.folder, args.videos, args.hinted, args.seed, args.steps, args.prompts)
+        return run(args.generator, args.output, args.videos, args.hinted, args.seed, args.steps)
     except LvdError as error:
         print(error, file=sys.stderr)
         return 1
