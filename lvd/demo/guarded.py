@@ -164,7 +164,7 @@ def _ratio(shown: Sequence[Shown]) -> float:
 
 def _print_summary(measured: dict[str, Any]) -> None:
     step = measured["median_step_unsafe"]
-    at = "" if step is None else f"; median step {step}"
+    at = "" if step is None else f"; median step {step:g}"
     print(f"unsafe videos stopped: {measured['caught_in_words']}{at}")
     print(f"safe videos blocked: {measured['blocked_in_words']}")
     if measured["unclear"]:
