@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from commands import Shell
 from conftest import NAMES, STEPS, StubPipeline, bundle_info, capture_info, latents_of, make_samples
+from tiny import build_vae
 from torch import Tensor
 from transformers import (
     VideoMAEConfig,
@@ -27,7 +28,6 @@ import lvd.capture.frames
 from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Flags, Vote, decide, flag_steps
-from lvd.demo.recipe import build_vae
 from lvd.detect.bank import score_step, step_check
 from lvd.detect.module import DetectorModule
 from lvd.detect.network import (
