@@ -35,6 +35,8 @@ from lvd.decide.metrics import auroc
 from lvd.decide.rules import Bools, Decisions, Floats, Ints, Rule, Vote, log_odds
 from lvd.decide.sequential import fit_evidence
 from lvd.detect.bank import Scored, score_grid
+from lvd.detect.rows import labelled_rows
+from lvd.latents.format import SPLITS
 from lvd.latents.reader import CaptureReader
 
 
@@ -179,10 +181,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.05)
     arguments = parser.parse_args()
     capture = CaptureReader(arguments.capture)
-    rows = {
-        split: [row for row, sample in enumerate(capture.samples) if sample.split == split]
-        for split in ("train", "val", "test")
-    }
+    rows = {split: labelled_rows(capture.samples, split) for split in SPLITS}
     scored, problems = score_grid(capture, arguments.run, rows, {})
     assert not problems, problems
     train, val, test = (replace(scored[split]) for split in ("train", "val", "test"))
