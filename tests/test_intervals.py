@@ -8,9 +8,9 @@ from scipy.stats import binomtest, bootstrap, norm
 from sklearn.metrics import roc_auc_score
 
 from lvd.decide.intervals import (
-    _effective,
     at_most,
     auroc_interval,
+    effective_samples,
     interval_method,
     method_in_words,
     prompt_numbers,
@@ -109,8 +109,8 @@ def test_the_spread_is_that_of_scipys_bootstrap_over_prompts() -> None:
     ).standard_error
     share = hits.mean()
     expected = share * (1 - share) / error**2 * 59 / 60
-    assert 60 < _effective(hits, prompts) < size.sum()
-    assert _effective(hits, prompts) == pytest.approx(expected, rel=0.1)
+    assert 60 < effective_samples(hits.astype(float), prompts) < size.sum()
+    assert effective_samples(hits.astype(float), prompts) == pytest.approx(expected, rel=0.1)
 
 
 def test_the_aurocs_spread_is_that_of_scipys_bootstrap() -> None:

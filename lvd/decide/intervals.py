@@ -68,18 +68,21 @@ def rate_interval(hits_N: Bools, prompts_N: Ints) -> Interval:
     total, hits = len(hits_N), int(hits_N.sum())
     if interval_method(prompts_N) == "wilson":
         return wilson(hits, total)
-    worth = _effective(hits_N, prompts_N)
+    worth = effective_samples(hits_N.astype(float), prompts_N)
     low, high = wilson(hits / total * worth, worth)
     return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
 
 
-def _effective(hits_N: Bools, prompts_N: Ints) -> float:
-    """How many independent samples a share is worth: from the number of prompts up to that of samples."""
-    prompts, share, total = len(np.unique(prompts_N)), float(hits_N.mean()), len(hits_N)
-    if share in (0, 1) or prompts == 1:
+def effective_samples(values_N: Floats, prompts_N: Ints) -> float:
+    """How many independent samples their mean is worth: from the number of prompts up to that of samples."""
+    total, prompts = len(values_N), len(np.unique(prompts_N))
+    centred = values_N - values_N.mean()
+    if prompts == total:
+        return float(total)
+    if prompts == 1 or not centred.any():
         return float(prompts)
-    variance = bootstrap_variance((hits_N - share) / total, prompts_N)
-    return min(max(share * (1 - share) / variance, prompts), total) if variance > 0 else float(total)
+    variance = bootstrap_variance(centred / total, prompts_N)
+    return min(max(float((centred**2).mean()) / variance, prompts), total) if variance > 0 else float(total)
 
 
 def bootstrap_variance(influence_N: Floats, prompts_N: Ints) -> float:

@@ -12,9 +12,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from lvd.decide.intervals import bootstrap_variance, wilson
+from lvd.decide.intervals import effective_samples, wilson
 from lvd.decide.rules import Bools, Ints
 
 
@@ -40,7 +38,7 @@ def paired_difference(first_N: Bools, second_N: Bools, prompts_N: Ints) -> Diffe
     if len(first_N) == 0:
         return None
     only_first, only_second = (int(each.sum()) for each in (first_N & ~second_N, ~first_N & second_N))
-    worth = _worth(second_N.astype(float) - first_N, prompts_N)
+    worth = effective_samples(second_N.astype(float) - first_N, prompts_N)
     shares = [(a & b).mean() for a in (second_N, ~second_N) for b in (first_N, ~first_N)]
     low, high = newcombe(*(float(share) * worth for share in shares))
     value = (only_second - only_first) / len(first_N)
@@ -63,16 +61,3 @@ def newcombe(both: float, only_second: float, only_first: float, neither: float)
 
     value = second - first
     return value - reach(second - low_2, high_1 - first), value + reach(high_2 - second, first - low_1)
-
-
-def _worth(differences_N: "np.ndarray[Any, np.dtype[np.float64]]", prompts_N: Ints) -> float:
-    """How many independent samples a mean is worth: from the number of prompts up to that of samples."""
-    total, prompts = len(differences_N), len(np.unique(prompts_N))
-    if prompts == total:
-        return float(total)
-    centred = differences_N - differences_N.mean()
-    if prompts == 1 or not centred.any():
-        return float(prompts)
-    variance = bootstrap_variance(centred / total, prompts_N)
-    independent = float((centred**2).mean()) / total
-    return min(max(total * independent / variance, prompts), total) if variance > 0 else float(total)
