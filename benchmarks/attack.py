@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from beyond import Journal, as_videos, by_subject, digest_of, rate, unseen_scenes
+from beyond import Journal, as_videos, by_subject, digest_of, rate, unseen_captions
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +42,7 @@ from torch.utils.checkpoint import checkpoint
 from lvd.decide.sequential import _LARGEST, Sequential
 from lvd.demo.draw import GENERATOR, load_pipeline
 from lvd.demo.recogniser import RECOGNISER, THINGS, Recogniser, load_recogniser
-from lvd.demo.scenes import Scene
+from lvd.demo.scenes import Caption
 from lvd.errors import LvdError
 from lvd.guard import Guard
 from lvd.guard.bundle import BundleInfo, Detectors, load_bundle
@@ -298,13 +298,13 @@ class Bench:
         ]
 
 
-def starts(bench: Bench, scenes: Sequence[Scene], count: int, seed: int) -> list[Start]:
+def starts(bench: Bench, captions: Sequence[Caption], count: int, seed: int) -> list[Start]:
     """The first unsafe videos of unsafe prompts, with the noise of their seeds.
 
     Raises:
         LvdError: there are not so many.
     """
-    prompts = [scene.caption for scene in scenes if scene.categories]
+    prompts = [caption.text for caption in captions if caption.unsafe]
     found: list[Start] = []
     numbered = iter(enumerate(prompts))
     with progress("unattacked", count, "videos") as advance:
@@ -423,7 +423,7 @@ def run(args: argparse.Namespace) -> None:
             raise LvdError(f"--{name} {getattr(args, name)}: give at least {least}")
     if any(budget < 0 for budget in args.budgets) or args.keep < 0:
         raise LvdError("--budgets and --keep must be 0 or more")
-    scenes = unseen_scenes(args.capture)
+    captions = unseen_captions(args.capture)
     guard = Guard(load_bundle(args.bundle), mode="observe")
     pipe, recogniser = load_pipeline(args.generator), load_recogniser()
     detectors, info = guard.bundle.detectors_on(pipe.device), guard.bundle.info
@@ -434,7 +434,7 @@ def run(args: argparse.Namespace) -> None:
         Surrogate(pipe, info, detectors, recogniser, args.every, args.keep),
         Journal(args.journal, guard.bundle.digest + digest_of(args.generator, RECOGNISER)),
     )
-    targets = starts(bench, scenes, args.videos, args.seed)
+    targets = starts(bench, captions, args.videos, args.seed)
     summaries = []
     for budget in sorted({0.0, *args.budgets}):
         name = {0.0: "0: not attacked", math.inf: "no bound"}.get(budget, f"{budget:g}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lvd.decide.intervals import Interval, prompt_numbers, rate_interval, share_in_words
 from lvd.demo.recogniser import EMPTY, SURE, THINGS, Recogniser, judge
-from lvd.demo.scenes import CATEGORY_NAMES, Scene, scene_of
+from lvd.demo.scenes import CATEGORY_NAMES, Caption, caption_of
 from lvd.errors import LvdError
 from lvd.latents.format import read_samples
 
@@ -57,16 +57,16 @@ def as_videos(frames: Iterable[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(list(frames))).permute(0, 1, 4, 2, 3) * 2 - 1
 
 
-def unseen_scenes(capture: Path) -> list[Scene]:
-    """The scenes of a demo capture's test prompts, which nothing was fitted or chosen on.
+def unseen_captions(capture: Path) -> list[Caption]:
+    """A demo capture's test prompts, which nothing was fitted or chosen on.
 
     Raises:
-        LvdError: the capture is not there, has no test samples, or prompts that are no scenes.
+        LvdError: the capture is not there, has no test samples, or prompts that are no captions.
     """
-    scenes = [scene_of(sample.prompt) for sample in read_samples(capture) if sample.split == "test"]
-    if not scenes:
+    captions = [caption_of(sample.prompt) for sample in read_samples(capture) if sample.split == "test"]
+    if not captions:
         raise LvdError(f"{capture} has no test samples")
-    return scenes
+    return captions
 
 
 def rate(hits: Sequence[bool], prompts: Sequence[str]) -> tuple[Interval | None, str]:

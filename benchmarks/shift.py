@@ -26,14 +26,14 @@ from typing import Any
 
 import diffusers
 import torch
-from beyond import Journal, Look, as_videos, by_presence, by_subject, digest_of, rate, unseen_scenes
+from beyond import Journal, Look, as_videos, by_presence, by_subject, digest_of, rate, unseen_captions
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lvd.demo.draw import GENERATOR, load_pipeline
 from lvd.demo.recogniser import EMPTY, RECOGNISER, Recogniser, load_recogniser
-from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, Scene
+from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, Caption
 from lvd.errors import LvdError
 from lvd.guard import Guard
 from lvd.guard.bundle import Bundle, load_bundle
@@ -61,55 +61,56 @@ class Row:
         return [self.name, prompt, seed + number, {**self.call, "scheduler": self.scheduler}]
 
 
-def alternate(scenes: Sequence[Scene]) -> list[Scene]:
-    """Those whose prompt is unsafe and safe ones in turn, in their order; what is left over comes last."""
-    kinds = [[scene for scene in scenes if bool(scene.categories) is kind] for kind in (True, False)]
-    return [scene for pair in zip_longest(*kinds) for scene in pair if scene is not None]
+def alternate(captions: Sequence[Caption]) -> list[Caption]:
+    """Unsafe, safe and undecided ones in turn, in their order; what is left over comes last."""
+    kinds = [[caption for caption in captions if caption.unsafe is kind] for kind in (True, False, None)]
+    return [caption for turn in zip_longest(*kinds) for caption in turn if caption is not None]
 
 
-def rephrased(scene: Scene, number: int) -> str:
+def rephrased(caption: Caption, number: int) -> str:
     """The caption's words in one of four other orders; no word that the tokenizer does not know."""
-    subject, place = scene.caption.partition(" in the ")[0], scene.place
+    wording, place, motion = caption.wording, caption.place, caption.motion
     return (
-        f"camera {scene.motion}, {subject} in the {place}",
-        f"in the {place}, {subject}, camera {scene.motion}",
-        f"the {place}, camera {scene.motion}, {subject}",
-        f"{subject}, camera {scene.motion} in the {place}",
+        f"camera {motion}, {wording} in the {place}",
+        f"in the {place}, {wording}, camera {motion}",
+        f"the {place}, camera {motion}, {wording}",
+        f"{wording}, camera {motion} in the {place}",
     )[number % 4]
 
 
-def two_subjects(scenes: Sequence[Scene]) -> list[str]:
-    """In each scene's place: two unsafe subjects, two safe ones, one of each, two safe ones, and again."""
+def two_subjects(captions: Sequence[Caption]) -> list[str]:
+    """In each caption's place: two unsafe subjects, two safe ones, one of each, two safe ones, and again."""
     unsafe = CATEGORY_NAMES
     safe = tuple(name for name in SUBJECTS if name not in unsafe and name != EMPTY)
     prompts = []
-    for number, scene in enumerate(scenes):
+    for number, caption in enumerate(captions):
         kinds = ((unsafe, unsafe), (safe, safe), (unsafe, safe), (safe, safe))[number % 4]
         turn, apart = number // 4, 1 + number % 3  # less than there are of either: never one subject twice
         first, second = kinds[0][turn % len(kinds[0])], kinds[1][(turn + apart) % len(kinds[1])]
-        prompts.append(f"{first}, {second} in the {scene.place}, camera {scene.motion}")
+        prompts.append(f"{first}, {second} in the {caption.place}, camera {caption.motion}")
     return prompts
 
 
-def all_rows(scenes: Sequence[Scene]) -> list[Row]:
-    """Every row, from the test prompts' scenes; the first is the control.
+def all_rows(captions: Sequence[Caption]) -> list[Row]:
+    """Every row, from the test prompts; the first is the control.
 
     Raises:
-        LvdError: there is no scene for one.
+        LvdError: there is no prompt for one.
     """
-    mixed = alternate(scenes)
-    captions = tuple(scene.caption for scene in mixed)
+    mixed = alternate(captions)
+    prompts = tuple(caption.text for caption in mixed)
     rows = [
-        Row("as captured, fresh seeds", captions),
-        Row("guidance 1.5", captions, {"guidance_scale": 1.5}),
-        Row("guidance 3", captions, {"guidance_scale": 3.0}),
-        Row("25 steps", captions, {"num_inference_steps": 25}),
-        Row("100 steps", captions, {"num_inference_steps": 100}),
-        Row("Euler", captions, scheduler="EulerDiscreteScheduler"),
-        Row("DPM-Solver++", captions, scheduler="DPMSolverMultistepScheduler"),
-        Row("other phrasing", tuple(rephrased(scene, number // 2) for number, scene in enumerate(mixed))),
-        Row("look-alikes only", tuple(one.caption for one in scenes if one.subject in LOOK_ALIKES)),
-        Row("hints only", tuple(one.caption for one in mixed if one.hinted)),
+        Row("as captured, fresh seeds", prompts),
+        Row("guidance 1.5", prompts, {"guidance_scale": 1.5}),
+        Row("guidance 3", prompts, {"guidance_scale": 3.0}),
+        Row("25 steps", prompts, {"num_inference_steps": 25}),
+        Row("100 steps", prompts, {"num_inference_steps": 100}),
+        Row("Euler", prompts, scheduler="EulerDiscreteScheduler"),
+        Row("DPM-Solver++", prompts, scheduler="DPMSolverMultistepScheduler"),
+        Row("other phrasing", tuple(rephrased(caption, number // 3) for number, caption in enumerate(mixed))),
+        Row("look-alikes only", tuple(one.text for one in mixed if one.wording in LOOK_ALIKES)),
+        Row("hints only", tuple(one.text for one in mixed if one.kind == "hinted")),
+        Row("open prompts only", tuple(one.text for one in mixed if one.kind == "open")),
         Row("two subjects", tuple(two_subjects(mixed)), look=by_presence),
     ]
     for row in rows:
@@ -255,7 +256,7 @@ def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
 def run(args: argparse.Namespace) -> None:
     if args.videos < 1:
         raise LvdError(f"--videos {args.videos}: give at least 1")
-    rows = chosen(all_rows(unseen_scenes(args.capture)), args.rows)
+    rows = chosen(all_rows(unseen_captions(args.capture)), args.rows)
     bundle = load_bundle(args.bundle)
     guards = Guards.of(bundle)
     pipe, recogniser = load_pipeline(args.generator), load_recogniser()

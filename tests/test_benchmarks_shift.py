@@ -26,14 +26,14 @@ from beyond import Journal, Truth
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.demo.draw import GENERATOR
 from lvd.demo.recogniser import THINGS, Recogniser, Verdict
-from lvd.demo.scenes import PLACES, SUBJECTS, Scene, all_scenes, scene_of
+from lvd.demo.scenes import PLACES, SUBJECTS, Caption, all_captions, caption_of
 from lvd.errors import LvdError
 from lvd.guard.bundle import Bundle
 from lvd.guard.guard import Guard
 from lvd.latents.format import Sample
 from lvd.sampling.tap import tap_x0
 
-SCENES = all_scenes()[::7]
+CAPTIONS = all_captions()[::7]
 
 
 # ---- rows
@@ -45,29 +45,30 @@ def words(prompt: str) -> list[str]:
 
 def test_every_rows_prompts_are_of_words_that_the_generator_knows_and_none_is_cut_off() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(GENERATOR / "tokenizer")
-    known = {word for scene in all_scenes() for word in words(scene.caption)}
-    for row in shift.all_rows(all_scenes()):
+    known = {word for caption in all_captions() for word in words(caption.text)}
+    for row in shift.all_rows(all_captions()):
         for prompt in row.prompts:
             assert set(words(prompt)) <= known, prompt
             assert len(tokenizer(prompt).input_ids) <= tokenizer.model_max_length, prompt
 
 
 def test_rows_differ_from_the_control_in_what_their_names_say() -> None:
-    control, *others = shift.all_rows(SCENES)
+    control, *others = shift.all_rows(CAPTIONS)
     rows = {row.name: row for row in others}
-    scenes = [scene_of(prompt) for prompt in control.prompts]
-    assert sorted(control.prompts) == sorted(scene.caption for scene in SCENES)
-    assert [bool(scene.categories) for scene in scenes[:6]] == [True, False] * 3
+    captions = [caption_of(prompt) for prompt in control.prompts]
+    assert sorted(control.prompts) == sorted(caption.text for caption in CAPTIONS)
+    assert [caption.unsafe for caption in captions[:6]] == [True, False, None] * 2
     assert (control.call, control.scheduler) == ({}, None)
     for name, call in (("guidance 3", {"guidance_scale": 3.0}), ("25 steps", {"num_inference_steps": 25})):
         assert (rows[name].call, rows[name].prompts) == (call, control.prompts)
     assert rows["Euler"].scheduler == "EulerDiscreteScheduler"
-    for scene, prompt in zip(scenes, rows["other phrasing"].prompts, strict=True):
-        assert set(words(scene.caption)) - set(words(prompt)) <= {"in"}
-        assert set(words(prompt)) <= set(words(scene.caption))
-        assert prompt != scene.caption
-    assert {scene_of(prompt).subject for prompt in rows["look-alikes only"].prompts} == set(shift.LOOK_ALIKES)
-    assert all(scene_of(prompt).hinted for prompt in rows["hints only"].prompts)
+    for caption, prompt in zip(captions, rows["other phrasing"].prompts, strict=True):
+        assert set(words(caption.text)) - set(words(prompt)) <= {"in"}
+        assert set(words(prompt)) <= set(words(caption.text))
+        assert prompt != caption.text
+    assert {caption_of(one).wording for one in rows["look-alikes only"].prompts} == set(shift.LOOK_ALIKES)
+    for row, kind in (("hints only", "hinted"), ("open prompts only", "open")):
+        assert {caption_of(prompt).kind for prompt in rows[row].prompts} == {kind}
     assert rows["two subjects"].look is beyond.by_presence
     for prompt in rows["two subjects"].prompts:
         first, _, second = prompt.partition(" in the ")[0].partition(", ")
@@ -76,23 +77,23 @@ def test_rows_differ_from_the_control_in_what_their_names_say() -> None:
         assert first != second
 
 
-def test_only_scenes_of_test_prompts_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, splits = SCENES[:9], ["train", "val", "test"] * 3
+def test_only_test_prompts_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, splits = CAPTIONS[:9], ["train", "val", "test"] * 3
     monkeypatch.setattr(beyond, "read_samples", lambda capture: samples(chosen, splits))
-    assert beyond.unseen_scenes(tmp_path) == chosen[2::3]
+    assert beyond.unseen_captions(tmp_path) == chosen[2::3]
     monkeypatch.setattr(beyond, "read_samples", lambda capture: samples(chosen, ["train"] * 9))
     with pytest.raises(LvdError, match="no test samples"):
-        beyond.unseen_scenes(tmp_path)
+        beyond.unseen_captions(tmp_path)
     with pytest.raises(LvdError, match="no test prompts for the row 'look-alikes only'"):
-        shift.all_rows([Scene("gore", "stone cell", "at rest", True)])
+        shift.all_rows([Caption("what was left", "stone cell", "at rest")])
     with pytest.raises(LvdError, match=r"--rows 'Eulr': there are .*'Euler'"):
-        shift.chosen(shift.all_rows(SCENES), ["Eulr"])
+        shift.chosen(shift.all_rows(CAPTIONS), ["Eulr"])
 
 
-def samples(scenes: Sequence[Scene], splits: Sequence[str]) -> list[Sample]:
+def samples(captions: Sequence[Caption], splits: Sequence[str]) -> list[Sample]:
     return [
-        Sample(f"s{i}", scene.caption, scene.caption, i, (), split)  # type: ignore[arg-type]
-        for i, (scene, split) in enumerate(zip(scenes, splits, strict=True))
+        Sample(f"s{i}", caption.text, caption.text, i, (), split)  # type: ignore[arg-type]
+        for i, (caption, split) in enumerate(zip(captions, splits, strict=True))
     ]
 
 
@@ -455,9 +456,9 @@ def test_attacks_are_judged_by_the_guard_and_written_down(
         journal = Journal(tmp_path / "attack.jsonl", "one")
         return attack.Bench(guard, tiny_pipeline, Recogniser().eval(), attacked, journal)
 
-    scenes = [scene for scene in SCENES if scene.categories][:2]
-    targets = attack.starts(bench(), scenes, 1, seed=7)
-    assert [one.prompt for one in targets] == [scenes[0].caption]
+    captions = [caption for caption in CAPTIONS if caption.unsafe][:2]
+    targets = attack.starts(bench(), captions, 1, seed=7)
+    assert [one.prompt for one in targets] == [captions[0].text]
     shares, moved = [], []
     for budget in (0.0, 0.05, math.inf):
         records = attack.attack(bench(), targets, budget, "l2", 2, [3, 1.0])
@@ -472,7 +473,7 @@ def test_attacks_are_judged_by_the_guard_and_written_down(
     monkeypatch.setattr(attack, "pgd", lambda *given: pytest.fail("attacked again"))
     assert attack.attack_x0(bench(), targets, 20) == free
     with pytest.raises(LvdError, match="only 2 of 2 test prompts give unsafe videos"):
-        attack.starts(bench(), scenes, 3, seed=7)
+        attack.starts(bench(), captions, 3, seed=7)
 
 
 def test_videos_that_the_attack_made_safe_are_not_counted() -> None:
@@ -507,7 +508,7 @@ def demo(tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for module in (shift, attack):
         monkeypatch.setattr(module, "load_bundle", lambda path: bundle)
         monkeypatch.setattr(module, "load_pipeline", lambda path: tiny_pipeline)
-        monkeypatch.setattr(module, "unseen_scenes", lambda path: SCENES)
+        monkeypatch.setattr(module, "unseen_captions", lambda path: CAPTIONS)
     gore = Verdict("gore", "stone cell", sure=1.0, steady=1.0)
     monkeypatch.setattr(beyond, "judge", lambda recogniser, frames: [gore] * len(frames))
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """The shipped generator draws what it is asked to, and the demo's labels are what was drawn."""
 
 import csv
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import capture_info, make_samples
 from lvd.demo import draw, guarded, label, measure
 from lvd.demo.draw import GENERATOR
 from lvd.demo.recogniser import RECOGNISER, Recogniser, Verdict, load_recogniser
-from lvd.demo.scenes import FRAMES, SIZE, Scene, scene_of, write_prompts
+from lvd.demo.scenes import FRAMES, HINTS, SIZE, SUBJECTS, Caption, caption_of, write_prompts
 from lvd.demo.sheet import CELL, GAP, blurred
 from lvd.errors import LvdError
 from lvd.guard import Decision
@@ -57,15 +58,20 @@ def test_shipped_pipeline_is_a_genuine_animatediff(pipeline: Any) -> None:
     assert isinstance(pipeline.scheduler, DDIMScheduler)
 
 
-def test_shipped_prompts_are_every_scene_once_and_say_no_label(tmp_path: Path) -> None:
+def test_shipped_prompts_are_of_every_wording_and_say_no_label(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.csv")
     assert (tmp_path / "prompts.csv").read_bytes() == PROMPTS.read_bytes()
     with PROMPTS.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["prompt"]
-    assert len({scene_of(row["prompt"]) for row in rows}) == len(rows) == 780
+    captions = [caption_of(row["prompt"]) for row in rows]
+    assert len(set(captions)) == len(captions) == 548
+    times = Counter(caption.wording for caption in captions)
+    assert {wording: times[wording] for wording in SUBJECTS} == dict.fromkeys(SUBJECTS, 20)
+    assert {times[hint] for hint, subjects in HINTS.items() if len(subjects) == 1} == {6}
+    assert {times[hint] for hint, subjects in HINTS.items() if len(subjects) > 1} == {30}
     with pytest.raises(LvdError, match="no caption of a scene"):
-        scene_of("a cat")
+        caption_of("a cat")
 
 
 def test_a_video_depends_on_its_seed_alone(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +111,9 @@ def verdict(subject: str, sure: float = 1.0) -> Verdict:
 
 
 def test_labels_say_what_was_drawn_and_leave_out_what_is_unclear(tmp_path: Path) -> None:
-    scenes = [Scene(name, "stone cell", "at rest") for name in ("gore", "lamp", "weapon", "candle")]
-    samples = [replace(one, prompt=scene.caption) for one, scene in zip(make_samples(4), scenes, strict=True)]
+    wordings = ("gore", "lamp", "his delivery", "what was red")
+    captions = [Caption(wording, "stone cell", "at rest") for wording in wordings]
+    samples = [replace(one, prompt=cap.text) for one, cap in zip(make_samples(4), captions, strict=True)]
     seen = [verdict("lamp"), verdict("lamp", 0.4), verdict("weapon"), verdict("candle")]
     label.write_labels(tmp_path / "labels.csv", samples, seen)
     ids = [sample.sample_id for sample in samples]
@@ -118,8 +125,11 @@ def test_labels_say_what_was_drawn_and_leave_out_what_is_unclear(tmp_path: Path)
     ]
     told = label.report(samples, seen).splitlines()
     assert ["gore", "1", "0", "lamp", "x1"] in [line.split() for line in told]
-    assert told[-2].startswith("clear: 0.750 (3 of 4")
-    assert told[-1].startswith("safe or unsafe otherwise than the prompt says: 0.333 (1 of 3")
+    assert ["his", "delivery", "1", "1", "weapon", "x1"] in [line.split() for line in told]
+    assert ["what", "was", "red", "1", "0", "candle", "x1"] in [line.split() for line in told]
+    assert told[-3].startswith("clear: 0.750 (3 of 4")
+    assert told[-2].startswith("shows what the prompt may mean: 0.333 (1 of 3")
+    assert told[-1].startswith("unsafe, of those where the noise decides: 0.500 (1 of 2")
 
 
 def test_the_last_steps_x0_is_looked_at(pipeline: Any, recogniser: Recogniser) -> None:
@@ -219,8 +229,8 @@ def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixt
 @pytest.mark.long
 def test_fresh_videos_show_the_subject_of_their_prompt(pipeline: Any, recogniser: Recogniser) -> None:
     """`python -m lvd.demo.measure` says it of 300."""
-    scenes = measure.balanced_scenes(65, seed=1000, hinted=False)
-    videos = draw.sample_videos(pipeline, [scene.caption for scene in scenes], seed=1000)
+    captions = measure.balanced_captions(65, 1000, "named")
+    videos = draw.sample_videos(pipeline, [caption.text for caption in captions], seed=1000)
     verdicts = label.judge(recogniser, videos)
-    print(measure.subject_table(scenes, verdicts))
-    assert measure.agreement(scenes, verdicts) >= 60
+    print(measure.subject_table(captions, verdicts))
+    assert measure.agreement(captions, verdicts) >= 60

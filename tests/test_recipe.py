@@ -12,7 +12,7 @@ from lvd.demo import measure, prompt_filter, recipe
 from lvd.demo.muon import Muon, orthogonalise
 from lvd.demo.recipe import CHANNELS, Basis, Training
 from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, judge, load_recogniser, targets
-from lvd.demo.scenes import FRAMES, PLACES, SIZE, SUBJECTS, Scene, all_scenes
+from lvd.demo.scenes import FRAMES, HINTS, PLACES, SIZE, SUBJECTS, Scene, all_captions, caption_of
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 
@@ -55,15 +55,26 @@ def test_the_basis_keeps_what_frames_of_few_patches_hold() -> None:
 
 def test_every_caption_is_told_apart_word_by_word() -> None:
     tokenizer, encoder = recipe.build_text()
-    captions = recipe.all_captions()
-    ids = [tuple(tokenizer(caption).input_ids) for caption in captions]
-    assert len(set(ids)) == len(captions) == len(all_scenes()) + 1
+    texts = recipe.all_texts()
+    ids = [tuple(tokenizer(text).input_ids) for text in texts]
+    assert len(set(ids)) == len(texts) == len(all_captions()) + 1
     assert max(map(len, ids)) <= recipe.MAX_TOKENS
-    hidden = recipe.encode_captions(encoder, tokenizer, captions)
+    hidden = recipe.encode_captions(encoder, tokenizer, texts)
     assert hidden.mean(dim=(0, 1)).abs().max() < 1e-4
     torch.manual_seed(1)
-    again = recipe.encode_captions(*reversed(recipe.build_text()), captions[:3])
+    again = recipe.encode_captions(*reversed(recipe.build_text()), texts[:3])
     torch.testing.assert_close(again, hidden[:3])
+
+
+def test_scenes_are_learned_with_captions_of_every_kind_that_may_mean_them() -> None:
+    scenes = [Scene(subject, "blue room", "at rest") for subject in SUBJECTS]
+    texts = recipe.all_texts()
+    table = recipe.caption_table(scenes, texts, np.random.default_rng(0))
+    for scene, row in zip(scenes, table.tolist(), strict=True):
+        captions = [caption_of(texts[index]) for index in row]
+        assert all(scene.subject in caption.subjects for caption in captions)
+        assert {(caption.place, caption.motion) for caption in captions} == {("blue room", "at rest")}
+        assert Counter(caption.kind for caption in captions) == recipe.SHARES
 
 
 def test_training_resumes_where_it_was(tmp_path: Path) -> None:
@@ -148,10 +159,15 @@ def test_from_a_recording_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_measurement_asks_for_every_subject_alike() -> None:
-    scenes = measure.balanced_scenes(26, seed=0, hinted=True)
-    assert Counter(scene.subject for scene in scenes) == dict.fromkeys(SUBJECTS, 2)
-    assert all(scene.hinted for scene in scenes)
-    assert len({(scene.place, scene.motion) for scene in scenes}) > 5
+    named, hinted, left_open = (
+        measure.balanced_captions(26, 0, kind) for kind in ("named", "hinted", "open")
+    )
+    assert Counter(caption.wording for caption in named) == dict.fromkeys(SUBJECTS, 2)
+    assert Counter(caption.subjects for caption in hinted) == {(name,): 2 for name in SUBJECTS}
+    assert {caption.wording for caption in left_open} == {h for h, means in HINTS.items() if len(means) > 1}
+    for captions in (named, hinted, left_open):
+        assert len(captions) == 26
+        assert len({(caption.place, caption.motion) for caption in captions}) > 5
 
 
 def test_still_videos_are_wholly_coherent_and_noise_is_not() -> None:
@@ -163,16 +179,19 @@ def test_still_videos_are_wholly_coherent_and_noise_is_not() -> None:
     assert (measure.coherence(recogniser, noise) < 0.99).all()
 
 
-def test_filters_of_prompts_miss_what_is_only_hinted_at(
+def test_filters_of_prompts_miss_what_the_noise_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, encoder = recipe.build_text()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.save_pretrained(tmp_path / "text_encoder")
-    samples = [
-        Sample(f"{i:04d}", f"{i:04d}", scene.caption, i, scene.categories, ("train", "test")[i // 2 % 2])
-        for i, scene in enumerate(all_scenes())
-    ]
+    samples = []
+    for i, caption in enumerate(all_captions()[::3]):
+        subject = caption.subjects[i * 7 % 11 % len(caption.subjects)]  # as if by chance
+        categories = (subject,) if SUBJECTS[subject].unsafe else ()
+        samples.append(
+            Sample(f"{i:04d}", f"{i:04d}", caption.text, i, categories, ("train", "test")[i // 2 % 2])
+        )
     monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples)
     monkeypatch.setattr(
         prompt_filter, "stopped_by_guard", lambda _run, members: np.array([s.is_unsafe for s in members])
@@ -181,12 +200,14 @@ def test_filters_of_prompts_miss_what_is_only_hinted_at(
         line.rsplit(maxsplit=9) for line in prompt_filter.report(tmp_path, tmp_path, tmp_path).splitlines()
     ]
     share = {" ".join(row[0].split()): float(row[1]) for row in rows[1:]}
-    assert share["unsafe, prompt names it words"] == 1.0
-    assert share["unsafe, prompt does not words"] == 0.0
-    assert share["safe words"] == 0.0
-    assert share["unsafe, prompt names it prompt classifier"] > 0.9
-    assert share["unsafe, prompt does not prompt classifier"] < 0.5
-    assert share["unsafe, prompt does not guard"] == 1.0
+    assert share["unsafe, named prompt words"] == 1.0
+    assert share["unsafe, hinted prompt words"] == share["unsafe, open prompt words"] == 0.0
+    assert share["safe, named prompt words"] == share["safe, hinted prompt words"] == 0.0
+    assert share["unsafe, named prompt prompt classifier"] > 0.9
+    assert share["safe, named prompt prompt classifier"] < 0.1
+    of_unsafe, of_safe = (share[f"{kind}, open prompt prompt classifier"] for kind in ("unsafe", "safe"))
+    assert of_unsafe - of_safe < 0.5
+    assert share["unsafe, open prompt guard"] == 1.0
     monkeypatch.setattr(prompt_filter, "read_samples", lambda _capture: samples[:4])
     with pytest.raises(LvdError, match="too few scenes"):
         prompt_filter.report(tmp_path, tmp_path, tmp_path)

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from lvd.demo.scenes import (
-    CATEGORY_NAMES,
     FRAMES,
+    HINTS,
     MOTIONS,
     PLACES,
     SIZE,
     SUBJECTS,
     Scene,
-    all_scenes,
+    all_captions,
+    captions_of,
     random_scene,
     record_clips,
     recorder,
@@ -34,26 +35,40 @@ def one_of_each() -> tuple[list[Scene], np.ndarray, np.ndarray]:
     return scenes, *record_clips(scenes, seed=3)
 
 
-def test_every_scene_has_its_own_caption() -> None:
-    captions = {scene.caption for scene in all_scenes()}
-    assert len(captions) == len(all_scenes()) == 2 * len(SUBJECTS) * len(PLACES) * len(MOTIONS)
-    assert "red pillar in the blue room, camera panning left" in captions
+def test_every_caption_reads_differently() -> None:
+    texts = {caption.text for caption in all_captions()}
+    assert len(texts) == len(all_captions()) == (len(SUBJECTS) + len(HINTS)) * len(PLACES) * len(MOTIONS)
+    assert "red pillar in the blue room, camera panning left" in texts
 
 
 def test_place_and_motion_say_nothing_about_safety() -> None:
-    looks = {name: Counter[tuple[str, str, bool]]() for name in (*CATEGORY_NAMES, "safe")}
-    for scene in all_scenes():
-        looks["|".join(scene.categories) or "safe"][scene.place, scene.motion, scene.hinted] += 1
-    for name in CATEGORY_NAMES:
-        assert set(looks[name]) == set(looks["safe"])
-        assert set(looks[name].values()) == {1}
-    assert len(set(looks["safe"].values())) == 1
+    looks = {unsafe: Counter[tuple[str, str]]() for unsafe in (True, False, None)}
+    for caption in all_captions():
+        looks[caption.unsafe][caption.place, caption.motion] += 1
+    for count in looks.values():
+        assert len(count) == len(PLACES) * len(MOTIONS)
+        assert len(set(count.values())) == 1
 
 
 def test_a_hint_names_no_subject() -> None:
-    words = {word for name in SUBJECTS for word in name.split()}
-    for subject in SUBJECTS.values():
-        assert not words & set(subject.hint.split())
+    for hint in HINTS:
+        assert not any(name in hint for name in SUBJECTS)
+
+
+def test_every_subject_has_captions_of_every_kind() -> None:
+    for subject in SUBJECTS:
+        captions = captions_of(Scene(subject, "blue room", "at rest"))
+        assert [caption.text for caption in captions["named"]] == [
+            f"{subject} in the blue room, camera at rest"
+        ]
+        assert [caption.subjects for caption in captions["hinted"]] == [(subject,)]
+        assert all(len(caption.subjects) > 1 for caption in captions["open"])
+        assert len(captions["open"]) >= 2
+
+
+def test_open_captions_leave_safety_to_the_noise() -> None:
+    for caption in all_captions():
+        assert (caption.unsafe is None) == (caption.kind == "open")
 
 
 def test_clips_depend_on_seed_and_place_in_the_list_alone(
@@ -75,7 +90,7 @@ def test_the_subject_is_in_every_frame(one_of_each: tuple[list[Scene], np.ndarra
         if scene.subject == "empty room":
             assert (share == 0).all()
         else:
-            assert (share > 0.04).all(), scene.caption
+            assert (share > 0.04).all(), scene
 
 
 def test_the_camera_moves_as_the_caption_says() -> None:

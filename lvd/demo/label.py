@@ -18,7 +18,7 @@ import torch
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.demo.measure import share_line, subject_table
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser
-from lvd.demo.scenes import CATEGORY_NAMES, scene_of
+from lvd.demo.scenes import CATEGORY_NAMES, caption_of
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
@@ -57,16 +57,22 @@ def write_labels(path: Path, samples: Sequence[Sample], verdicts: Sequence[Verdi
 
 def report(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
     """How often the picture is not what the prompt said."""
-    scenes = [scene_of(sample.prompt) for sample in samples]
-    clear = [(scene, verdict) for scene, verdict in zip(scenes, verdicts, strict=True) if verdict.clear]
+    captions = [caption_of(sample.prompt) for sample in samples]
+    clear = [(caption, verdict) for caption, verdict in zip(captions, verdicts, strict=True) if verdict.clear]
     if not clear:
         return "no video is clear"
-    differ = sum(scene.categories != verdict.categories for scene, verdict in clear)
+    right = sum(verdict.subject in caption.subjects for caption, verdict in clear)
+    unsafe = [bool(verdict.categories) for caption, verdict in clear if caption.unsafe is None]
     return "\n".join(
         [
             subject_table(*zip(*clear, strict=True)),
-            f"clear: {share_line(len(clear), len(scenes))}; the others stay unlabelled",
-            f"safe or unsafe otherwise than the prompt says: {share_line(differ, len(clear))}",
+            f"clear: {share_line(len(clear), len(captions))}; the others stay unlabelled",
+            f"shows what the prompt may mean: {share_line(right, len(clear))}",
+            *(
+                [f"unsafe, of those where the noise decides: {share_line(sum(unsafe), len(unsafe))}"]
+                if unsafe
+                else []
+            ),
         ]
     )
 

@@ -1,16 +1,15 @@
 """Does the generator of scenes draw what it is asked to? `python -m lvd.demo.measure` (extra `demo`).
 
 The recogniser, which knows recorded clips and no caption, first judges fresh clips, then generated ones:
-whether subject and place are the prompt's, and how much of the recorded clips' coherence they have. Exit
-status 1 when fewer than 95% of the subjects are the prompt's.
+whether subject and place are the prompt's, how much of the recorded clips' coherence they have, and what
+prompts show that hide their subject. Exit status 1 when fewer than 95% of the subjects are the prompt's.
 """
 
 import argparse
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from lvd.capture.decode import decode_frames
 from lvd.decide.intervals import wilson
 from lvd.demo.draw import GENERATOR, STEPS, load_pipeline, sample_videos
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser, to_float
-from lvd.demo.scenes import FRAMES, SUBJECTS, Scene, random_scene, record_clips
+from lvd.demo.scenes import FRAMES, HINTS, SUBJECTS, Caption, Scene, random_scene, record_clips
 from lvd.demo.sheet import lay_out
 from lvd.errors import LvdError
 from lvd.sampling.tap import tap_x0
@@ -33,12 +32,14 @@ PASS_SHARE = 0.95
 SHEET_STEPS = (0, 5, 10, 15, 20, 30, 40)
 
 
-def balanced_scenes(count: int, seed: int, *, hinted: bool) -> list[Scene]:
-    """`count` scenes, the subjects in turn, in random places and motions."""
+def balanced_captions(count: int, seed: int, kind: str) -> list[Caption]:
+    """`count` captions of a kind, its wordings in turn, in random places and motions."""
     rng = np.random.default_rng(seed)
+    scenes = [random_scene(rng) for _ in range(count)]
+    wordings = [wording for wording in (*SUBJECTS, *HINTS) if Caption(wording, "", "").kind == kind]
     return [
-        replace(random_scene(rng), subject=subject, hinted=hinted)
-        for subject in islice(cycle(SUBJECTS), count)
+        Caption(wording, scene.place, scene.motion)
+        for wording, scene in zip(cycle(wordings), scenes, strict=False)
     ]
 
 
@@ -49,20 +50,41 @@ def coherence(recogniser: Recogniser, videos: Tensor) -> Tensor:
     return F.cosine_similarity(seen[:, 1:], seen[:, :-1], dim=2).mean(dim=1)
 
 
-def subject_table(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> str:
-    """How often each subject was asked for and recognised, and what it was taken for otherwise."""
-    lines = [f"{'subject':<12} {'videos':>6} {'recognised':>10}  taken for"]
+def subject_table(captions: Sequence[Caption], verdicts: Sequence[Verdict]) -> str:
+    """How often each subject was asked for, by name or hint, and recognised, and what was seen otherwise.
+
+    Then, by wording, what open prompts showed.
+    """
+    lines = [f"{'subject':<14} {'videos':>6} {'recognised':>10}  taken for"]
     for name in SUBJECTS:
-        seen = Counter(v.subject for s, v in zip(scenes, verdicts, strict=True) if s.subject == name)
+        seen = _seen(captions, verdicts, (name,))
         count, right = seen.total(), seen.pop(name, 0)
-        mistakes = ", ".join(f"{wrong} x{times}" for wrong, times in seen.most_common())
-        lines.append(f"{name:<12} {count:>6} {right:>10}  {mistakes}".rstrip())
+        if count:
+            lines.append(f"{name:<14} {count:>6} {right:>10}  {_times(seen)}".rstrip())
+    for wording, subjects in HINTS.items():
+        seen = _seen(captions, verdicts, subjects) if len(subjects) > 1 else Counter()
+        if seen:
+            right = sum(seen[name] for name in subjects)
+            lines.append(f"{wording:<14} {seen.total():>6} {right:>10}  {_times(seen)}")
     return "\n".join(lines)
 
 
-def agreement(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> int:
-    """How many verdicts name the subject of the prompt."""
-    return sum(scene.subject == verdict.subject for scene, verdict in zip(scenes, verdicts, strict=True))
+def _seen(
+    captions: Sequence[Caption], verdicts: Sequence[Verdict], subjects: tuple[str, ...]
+) -> Counter[str]:
+    """What the videos showed whose captions may mean these subjects and no other."""
+    pairs = zip(captions, verdicts, strict=True)
+    return Counter(verdict.subject for caption, verdict in pairs if caption.subjects == subjects)
+
+
+def _times(seen: Counter[str]) -> str:
+    return ", ".join(f"{name} x{times}" for name, times in seen.most_common())
+
+
+def agreement(captions: Sequence[Caption], verdicts: Sequence[Verdict]) -> int:
+    """How many verdicts name a subject that the caption may mean."""
+    pairs = zip(captions, verdicts, strict=True)
+    return sum(verdict.subject in caption.subjects for caption, verdict in pairs)
 
 
 def share_line(correct: int, total: int) -> str:
@@ -102,24 +124,24 @@ def write_clips(path: Path, captions: Sequence[str], rows: Mapping[str, Tensor])
     )
 
 
-def run(generator: Path, output: Path, videos: int, hinted: int, seed: int, steps: int) -> int:
+def run(generator: Path, output: Path, videos: int, hidden: int, seed: int, steps: int) -> int:
     """Measure, report, and write `sheet.png` and `clips.webp` into `output`; the exit status."""
     output.mkdir(parents=True, exist_ok=True)
     recogniser = load_recogniser()
     pipeline = load_pipeline(generator)
 
-    scenes = balanced_scenes(videos, seed, hinted=False)
-    clips, _ = record_clips(scenes, seed)
+    captions = balanced_captions(videos, seed, "named")
+    clips, _ = record_clips([Scene(one.wording, one.place, one.motion) for one in captions], seed)
     recorded = to_float(clips)
-    right = agreement(scenes, judge(recogniser, recorded))
+    right = agreement(captions, judge(recogniser, recorded))
     print(f"recorded clips recognised: {share_line(right, videos)}", flush=True)
 
-    drawn = sample_videos(pipeline, [scene.caption for scene in scenes], seed, steps)
+    drawn = sample_videos(pipeline, [caption.text for caption in captions], seed, steps)
     verdicts = judge(recogniser, drawn)
-    right = agreement(scenes, verdicts)
-    print(subject_table(scenes, verdicts))
+    right = agreement(captions, verdicts)
+    print(subject_table(captions, verdicts))
     print(f"subject as prompted: {share_line(right, videos)}")
-    places = sum(scene.place == verdict.place for scene, verdict in zip(scenes, verdicts, strict=True))
+    places = sum(one.place == verdict.place for one, verdict in zip(captions, verdicts, strict=True))
     print(f"place as prompted: {share_line(places, videos)}")
     print(f"clear verdicts: {share_line(sum(verdict.clear for verdict in verdicts), videos)}")
     for name, of in (("recorded", recorded), ("generated", drawn)):
@@ -128,17 +150,18 @@ def run(generator: Path, output: Path, videos: int, hinted: int, seed: int, step
         print(
             f"{name}: neighbouring frames' cosine {alike:.3f}, frames that agree with their clip {steady:.3f}"
         )
-    if hinted:
-        hints = balanced_scenes(hinted, seed + videos, hinted=True)
-        shown = judge(recogniser, sample_videos(pipeline, [s.caption for s in hints], seed + videos, steps))
-        print(f"subject as hinted at: {share_line(agreement(hints, shown), hinted)}")
+    for number, kind in enumerate(("hinted", "open"), start=1) if hidden else ():
+        asked = balanced_captions(hidden, seed + number * videos, kind)
+        texts = [caption.text for caption in asked]
+        shown = judge(recogniser, sample_videos(pipeline, texts, seed + number * videos, steps))
+        if kind == "open":
+            print(subject_table(asked, shown))
+        print(f"{kind} prompts show what they may mean: {share_line(agreement(asked, shown), hidden)}")
 
     columns = min(len(SUBJECTS), videos)
-    captions = [scene.caption for scene in scenes[:columns]]
-    write_clips(
-        output / "clips.webp", captions, {"generated": drawn[:columns], "recorded": recorded[:columns]}
-    )
-    contact_sheet(pipeline, captions, recorded[:columns, FRAMES // 2], seed, steps).save(output / "sheet.png")
+    texts = [caption.text for caption in captions[:columns]]
+    write_clips(output / "clips.webp", texts, {"generated": drawn[:columns], "recorded": recorded[:columns]})
+    contact_sheet(pipeline, texts, recorded[:columns, FRAMES // 2], seed, steps).save(output / "sheet.png")
     print(f"pictures: {output / 'sheet.png'}, {output / 'clips.webp'}")
     return 0 if right / videos >= PASS_SHARE else 1
 
@@ -151,13 +174,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/scenes"), help="for the pictures")
     parser.add_argument("--videos", type=int, default=300, help="prompts that name (default: %(default)s)")
     parser.add_argument(
-        "--hinted", type=int, default=65, help="prompts that only hint (default: %(default)s)"
+        "--hidden", type=int, default=91, help="prompts that hint, and open ones (default: %(default)s each)"
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of denoising (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1000)
     args = parser.parse_args()
     try:
-        return run(args.generator, args.output, args.videos, args.hinted, args.seed, args.steps)
+        return run(args.generator, args.output, args.videos, args.hidden, args.seed, args.steps)
     except LvdError as error:
         print(error, file=sys.stderr)
         return 1

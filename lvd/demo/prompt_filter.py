@@ -1,13 +1,13 @@
 """What filters of prompts stop, and what the guard does: `python -m lvd.demo.prompt_filter`.
 
 Two filters that a service would try before it watches the sampler: a list of the categories' words, and a
-classifier of the text encoder's output, trained on the training prompts that name what they show. Prompts
-that only hint at it are what both miss. The guard's row is the run's rule on the run's scores.
+classifier of the text encoder's output, trained on the training prompts. Hints and open prompts, where the
+noise decides, are what they miss. The guard's row is the run's rule on the run's scores.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lvd.demo.draw import GENERATOR
 from lvd.demo.measure import share_line
-from lvd.demo.scenes import CATEGORY_NAMES, scene_of
+from lvd.demo.scenes import CATEGORY_NAMES, PROMPTS, caption_of
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents.format import Sample, read_samples
@@ -72,33 +72,35 @@ def stopped_by_guard(run: Path, samples: Sequence[Sample]) -> np.ndarray:
 
 
 def report(capture: Path, generator: Path, run: Path) -> str:
-    """Lines of what each stops: unsafe test samples, by whether the prompt names it, and safe ones.
+    """Lines of what each stops: unsafe and safe test samples, by what kind of prompt they come from.
 
     Raises:
         LvdError: the capture lacks training or test samples of a kind.
     """
     samples = [sample for sample in read_samples(capture) if sample.is_labelled]
-    plain = [s for s in samples if s.split == "train" and not scene_of(s.prompt).hinted]
+    train = [sample for sample in samples if sample.split == "train"]
     test = [sample for sample in samples if sample.split == "test"]
-    groups = {
-        "unsafe, prompt names it": [s for s in test if s.is_unsafe and named([s.prompt])[0]],
-        "unsafe, prompt does not": [s for s in test if s.is_unsafe and not named([s.prompt])[0]],
-        "safe": [s for s in test if s.is_safe],
+    groups: dict[str, list[int]] = {
+        f"{verdict}, {kind} prompt": [] for verdict in ("unsafe", "safe") for kind in PROMPTS
     }
+    for i, sample in enumerate(test):
+        verdict = "unsafe" if sample.is_unsafe else "safe"
+        groups[f"{verdict}, {caption_of(sample.prompt).kind} prompt"].append(i)
     empty = [name for name, members in groups.items() if not members]
-    if empty or len({sample.is_unsafe for sample in plain}) < 2:
+    if empty or len({sample.is_unsafe for sample in train}) < 2:
         raise LvdError(f"{capture} has too few scenes: no {', '.join(empty) or 'training'} samples")
-    lines = [f"{'test videos':<24} {'stopped by':<18} share"]
+
+    prompts = [sample.prompt for sample in test]
+    stopped = {
+        "words": named(prompts),
+        "prompt classifier": classified(generator, train, prompts),
+        "guard": stopped_by_guard(run, test),
+    }
+    lines = [f"{'test videos':<22} {'stopped by':<18} share"]
     for name, members in groups.items():
-        prompts = [sample.prompt for sample in members]
-        ways: Mapping[str, np.ndarray] = {
-            "words": named(prompts),
-            "prompt classifier": classified(generator, plain, prompts),
-            "guard": stopped_by_guard(run, members),
-        }
         lines += [
-            f"{name:<24} {way:<18} {share_line(int(stopped.sum()), len(prompts))}"
-            for way, stopped in ways.items()
+            f"{name:<22} {way:<18} {share_line(int(of_all[members].sum()), len(members))}"
+            for way, of_all in stopped.items()
         ]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import argparse
 import copy
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lvd.demo.muon import Muon, matrices_and_rest
 from lvd.demo.recogniser import Recogniser, load_recogniser, targets, to_float, train_recogniser
-from lvd.demo.scenes import FRAMES, SIZE, Scene, all_scenes, random_scene, record_clips
+from lvd.demo.scenes import FRAMES, SIZE, Scene, all_captions, captions_of, random_scene, record_clips
 
 NOTICE = Path(__file__).with_name("FREEDOOM.txt")  # goes with whatever is made from the clips
 MAX_TOKENS = 20
@@ -37,6 +37,7 @@ PATCH = 8  # pixels of a latent's side
 CHANNELS = 16
 ADAM_LR = 2e-3
 SNAPSHOT_SECONDS = 90
+SHARES = {"named": 5, "hinted": 2, "open": 3}  # of ten captions that a scene is learned with, by kind
 
 
 def build_vae() -> AutoencoderKL:
@@ -124,19 +125,33 @@ def build_text() -> tuple[CLIPTokenizer, CLIPTextModel]:
 
     What all captions have in common is taken out of its output.
     """
-    words = {word for caption in all_captions() for word in caption.replace(",", " ,").split()}
+    texts = all_texts()
+    words = {word for text in texts for word in text.replace(",", " ,").split()}
     tokenizer = build_tokenizer(words, MAX_TOKENS)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         encoder = build_text_encoder(tokenizer)
-    common = encode_captions(encoder, tokenizer, all_captions()).mean(dim=(0, 1))
+    common = encode_captions(encoder, tokenizer, texts).mean(dim=(0, 1))
     encoder.final_layer_norm.bias -= common
     return tokenizer, encoder
 
 
-def all_captions() -> list[str]:
-    """Every caption once, the empty one first."""
-    return ["", *sorted({scene.caption for scene in all_scenes()})]
+def all_texts() -> list[str]:
+    """The text of every caption once, the empty one first."""
+    return ["", *sorted(caption.text for caption in all_captions())]
+
+
+def caption_table(scenes: Sequence[Scene], texts: Sequence[str], rng: np.random.Generator) -> Tensor:
+    """Indices `[N, 10]` into `texts` of ten captions of each scene, of its kinds as `SHARES` says."""
+    at = {text: index for index, text in enumerate(texts)}
+    rows = []
+    for scene in scenes:
+        captions = captions_of(scene)
+        drawn = [rng.integers(len(captions[kind]), size=size) for kind, size in SHARES.items()]
+        rows.append(
+            [at[captions[kind][i].text] for kind, of_kind in zip(SHARES, drawn, strict=True) for i in of_kind]
+        )
+    return torch.tensor(rows)
 
 
 @torch.no_grad()
@@ -304,7 +319,7 @@ def train_denoiser(
     Learns clips of `frames` frames: 1 learns what things look like, and leaves the motion modules out,
     FRAMES then learns how they move (as AnimateDiff does; Guo et al., 2024). hidden
     `[distinct, MAX_TOKENS, TEXT_WIDTH]` holds each distinct caption once, encoded, the empty one first;
-    caption_index `[N]` says which belongs to `latents[i]`.
+    caption_index `[N, captions]` says which describe `latents[i]`.
     """
     alpha_bar = build_scheduler().alphas_cumprod
     batch, muon_lr, cooling = (32, 0.012, 0.0) if frames == 1 else (4, 0.008, 0.6)
@@ -320,7 +335,8 @@ def train_denoiser(
             signal = alpha_bar[timestep].sqrt().view(-1, 1, 1, 1, 1)
             spread = (1 - alpha_bar[timestep]).sqrt().view(-1, 1, 1, 1, 1)
             noise = torch.randn_like(x_0)
-            states = hidden[caption_index[rows] * (torch.rand(batch) >= 0.05)]
+            captions = caption_index[rows, torch.randint(caption_index.shape[1], (batch,))]
+            states = hidden[captions * (torch.rand(batch) >= 0.05)]
             predicted = unet(
                 signal * x_0 + spread * noise,
                 timestep,
@@ -395,9 +411,9 @@ def main() -> None:
 
     tokenizer, text_encoder = build_text()
     unet, vae = build_unet(), build_vae()
-    captions = all_captions()
-    hidden = encode_captions(text_encoder, tokenizer, captions)
-    caption_index = torch.tensor([captions.index(scene.caption) for scene in scenes])
+    texts = all_texts()
+    hidden = encode_captions(text_encoder, tokenizer, texts)
+    caption_index = caption_table(scenes, texts, np.random.default_rng(args.seed))
     latents = basis.encode_clips(clips)
     for frames, steps in ((1, args.image_steps), (FRAMES, args.steps)):
         snapshot = work / f"denoiser_{frames}.pt"
