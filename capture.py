@@ -38,7 +38,9 @@ def capture(cfg: DictConfig) -> None:
         else:
             if prompts is not None:
                 source = config.pipeline.source()
-                samples = read_prompts(prompts, source.category_names, config.seed, safe_prompts)
+                samples = read_prompts(
+                    prompts, source.category_names, config.seed, safe_prompts, config.videos_per_prompt
+                )
                 record(
                     source,
                     samples,

@@ -145,6 +145,7 @@ class CaptureConfig:
     steps: str | None = None  # 0..19: store only these, which a decision with eta=20 needs; null: all
     worker: int | None = None  # this process makes every `workers`-th batch, beside the others
     workers: int = 1
+    videos_per_prompt: int = 1  # with seeds that follow the prompt's
     batch_size: int = 16  # videos in one call of the pipeline
     preview: bool = False  # also write the final videos, for people who label them
     seed: int = 0  # of the splits, and of samples without a seed of their own
@@ -152,7 +153,8 @@ class CaptureConfig:
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
-        _require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        for key in ("batch_size", "videos_per_prompt"):
+            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
         for key in ("limit", "safe_limit"):
             value = getattr(self, key)
@@ -213,6 +215,9 @@ class CaptureConfig:
         _require(not self.preview, "preview=true needs a pipeline that is run: source=uvd has latents alone")
         for key in ("steps", "worker"):
             _require(getattr(self, key) is None, f"{key}= needs a pipeline that is run, not source=uvd")
+        _require(
+            self.videos_per_prompt == 1, "videos_per_prompt= needs a pipeline that is run, not source=uvd"
+        )
         for key in ("safe_xt", "safe_prompts"):
             _require(
                 getattr(self, key) is None or self.safe_x0 is not None,

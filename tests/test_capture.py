@@ -73,6 +73,22 @@ def test_a_column_of_prompts_is_enough(prompts_file: WriteFile) -> None:
     assert samples[0].split == samples[2].split
 
 
+def test_several_videos_of_a_prompt_have_seeds_that_follow_and_one_split(prompts_file: WriteFile) -> None:
+    file = PromptsFile(prompts_file("prompt,seed,sample_id,categories\na cat,7,cat,beta\na dog,9,dog,\n"))
+    samples = read_prompts(file, NAMES, seed=10, videos_per_prompt=2)
+    assert [(s.sample_id, s.prompt, s.seed, s.categories) for s in samples] == [
+        ("cat-0", "a cat", 7, ("beta",)),
+        ("cat-1", "a cat", 8, ("beta",)),
+        ("dog-0", "a dog", 9, ()),
+        ("dog-1", "a dog", 10, ()),
+    ]
+    assert samples[0].prompt_id == samples[1].prompt_id != samples[2].prompt_id
+    assert samples[0].split == samples[1].split
+    file = PromptsFile(prompts_file("prompt\n" + "".join(f"cat {number}\n" for number in range(20))))
+    samples = read_prompts(file, NAMES, seed=10, videos_per_prompt=3)
+    assert [sample.seed for sample in samples] == list(range(10, 70))
+
+
 def test_every_column_is_taken_as_given(prompts_file: WriteFile) -> None:
     text = "seed,categories,prompt,prompt_id,sample_id,note\n7,beta| alpha,a cat,cats,x.1_a-b,hello\n"
     samples = read_prompts(PromptsFile(prompts_file(text)), NAMES, seed=10)
@@ -566,6 +582,7 @@ MISTAKES = {
     "a worker that labels": (["worker=0", "workers=2", "labels=l.csv"], "goes with prompts=FILE.csv alone"),
     "bad name": (["name=../mine"], "name=../mine must be letters"),
     "batch of none": (["batch_size=0"], "batch_size=0 must be at least 1"),
+    "no videos": (["videos_per_prompt=0"], "videos_per_prompt=0 must be at least 1"),
     "batch of many": (["batch_size=many"], "many"),
     "negative seed": (["seed=-1"], "seed=-1 must be from 0"),
     "unknown key": (["promts=prompts.csv"], "promts"),

@@ -623,6 +623,7 @@ MISTAKES = {
     "no such scheduler": ([*COMMAND, "pipeline.scheduler=Sora"], "pipeline.scheduler=Sora is no scheduler"),
     "other prompts": ([*COMMAND, "prompts=labels.csv", "columns.prompt=1"], "prompts, pred_x0.pth 36 videos"),
     "no limit": ([*COMMAND, "limit=0"], "limit=0 must be at least 1"),
+    "several videos a prompt": ([*COMMAND, "videos_per_prompt=2"], "videos_per_prompt= needs a pipeline"),
 }
 
 

@@ -84,9 +84,15 @@ def _misspelt(column: str, columns: Mapping[str, str], there: Collection[str]) -
 
 
 def read_prompts(
-    prompts: PromptsFile, category_names: Sequence[str], seed: int, safe: PromptsFile | None = None
+    prompts: PromptsFile,
+    category_names: Sequence[str],
+    seed: int,
+    safe: PromptsFile | None = None,
+    videos_per_prompt: int = 1,
 ) -> list[Sample]:
     """The samples that a prompts file asks for, split by prompt.
+
+    Where a row asks for several, sample_id 0007 becomes 0007-0, 0007-1 and so on, with seeds that follow.
 
     They are unlabelled where the file has no categories; an empty cell of its column says safe. The prompts
     of `safe`, which come after them, are safe ones. Without a seed of its own, sample i is drawn
@@ -106,14 +112,23 @@ def read_prompts(
         is_safe = index >= len(rows)
         if is_safe:
             row = replace(row, values={"categories": "", **row.values})
-        sample = _sample(row, default_id, category_names, seed + index, own.path.parent)
+        default_seed = seed + index * videos_per_prompt
+        sample = _sample(row, default_id, category_names, default_seed, own.path.parent)
         if sample.sample_id in seen:
             raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} stands twice")
         if is_safe and not sample.is_safe:
             raise LvdError(f"{row.where} names {label_text(sample.categories)}, but safe_prompts are safe")
         seen.add(sample.sample_id)
-        samples.append(_seen_from(prompts.path.parent, sample, own.path.parent))
+        sample = _seen_from(prompts.path.parent, sample, own.path.parent)
+        samples += _videos_of(sample, videos_per_prompt) if videos_per_prompt > 1 else [sample]
     return with_splits(samples, seed)
+
+
+def _videos_of(sample: Sample, count: int) -> list[Sample]:
+    return [
+        replace(sample, sample_id=f"{sample.sample_id}-{number}", seed=sample.seed + number)
+        for number in range(count)
+    ]
 
 
 def _numbered(prefix: str, rows: Sequence[Row]) -> list[str]:
