@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A process a core, with one thread each: more would get in each other's way.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
+LAST := $(shell expr $(WORKERS) - 1)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
 .PHONY: demo test types suite test-long clean
 
 demo: .venv/installed
-	$(BIN)/python capture.py pipeline=demo prompts=lvd/demo/prompts.csv name=demo
+	$(BIN)/python capture.py -m worker=0..$(LAST) workers=$(WORKERS) hydra/launcher=joblib \
+		pipeline=demo prompts=lvd/demo/prompts.csv limit=548 name=demo
 	$(BIN)/python -m lvd.demo.label captures/demo
 	$(BIN)/python capture.py name=demo labels=captures/demo/labels.csv
 	$(BIN)/python train.py task=trunk experiment=demo

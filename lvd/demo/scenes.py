@@ -154,7 +154,8 @@ class Caption:
         return "hinted" if len(self.subjects) == 1 else "open"
 
 
-PROMPTS = {"named": 20, "hinted": 6, "open": 30}  # of each wording of a kind, in the demo's prompts
+# Places and motions of each wording of a kind: in the demo's prompts, and after these for a larger study.
+PROMPTS = {"named": (20, 10), "hinted": (6, 4), "open": (30, 0)}
 
 
 def all_captions() -> list[Caption]:
@@ -348,19 +349,19 @@ def record_clips(scenes: Sequence[Scene], seed: int) -> tuple[np.ndarray, np.nda
 
 
 def write_prompts(path: Path) -> None:
-    """Write the demo's captions as rows of a prompts file for capture.py, in mixed order, unlabelled.
-
-    Of each wording some of the places and motions, drawn once; of the open ones all of them.
-    """
+    """Write a prompts file for capture.py, unlabelled: the demo's captions first, in mixed order."""
     rng = random.Random(0)
     by_wording: dict[str, list[Caption]] = {}
     for caption in all_captions():
         by_wording.setdefault(caption.wording, []).append(caption)
-    chosen = [
-        caption.text
-        for captions in by_wording.values()
-        for caption in rng.sample(captions, PROMPTS[captions[0].kind])
-    ]
-    rng.shuffle(chosen)
+    demo: list[str] = []
+    study: list[str] = []
+    for captions in by_wording.values():
+        size, more = PROMPTS[captions[0].kind]
+        texts = [caption.text for caption in rng.sample(captions, size + more)]
+        demo += texts[:size]
+        study += texts[size:]
+    for part in (demo, study):
+        rng.shuffle(part)
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([text] for text in chosen)])
+        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([text] for text in demo + study)])
