@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up on a fresh machine, in .venv; nothing else is needed.
+# `make demo`, `make study` and `make test` set all up on a fresh machine, in .venv; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 # A process a core, with one thread each: more would get in each other's way.
@@ -6,18 +6,28 @@ WORKERS := $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count()))')
 LAST := $(shell expr $(WORKERS) - 1)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
-.PHONY: demo test types suite test-long clean
+.PHONY: demo study test types suite test-long clean
+
+# A capture of the demo generator, labelled by what it shows, the trunk, and 250 detectors: (name, prompts).
+define trained
+	$(BIN)/python capture.py -m worker=0..$(LAST) workers=$(WORKERS) hydra/launcher=joblib \
+		pipeline=demo prompts=lvd/demo/prompts.csv $(2) name=$(1)
+	$(BIN)/python -m lvd.demo.label captures/$(1)
+	$(BIN)/python capture.py name=$(1) labels=captures/$(1)/labels.csv
+	$(BIN)/python train.py task=trunk experiment=demo name=$(1)
+	$(BIN)/python train.py -m category=0..4 step=0..49 experiment=demo name=$(1)
+endef
 
 demo: .venv/installed
-	$(BIN)/python capture.py -m worker=0..$(LAST) workers=$(WORKERS) hydra/launcher=joblib \
-		pipeline=demo prompts=lvd/demo/prompts.csv limit=548 name=demo
-	$(BIN)/python -m lvd.demo.label captures/demo
-	$(BIN)/python capture.py name=demo labels=captures/demo/labels.csv
-	$(BIN)/python train.py task=trunk experiment=demo
-	$(BIN)/python train.py -m category=0..4 step=0..49 experiment=demo
+	$(call trained,demo,limit=548)
 	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6 decision=sequential alpha=0.05
 	$(BIN)/python -m lvd.demo.prompt_filter
 	$(BIN)/python -m lvd.demo.guarded --videos 24
+
+study: .venv/installed
+	$(call trained,study,videos_per_prompt=5)
+	$(BIN)/python evaluate.py name=study eta=20 lam=0.6 decision=sequential alpha=0.01
+	$(BIN)/python -m lvd.demo.prompt_filter --capture captures/study --run runs/study
 
 test: .venv/installed
 	$(BIN)/ruff check .
