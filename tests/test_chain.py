@@ -16,22 +16,24 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from lvd.demo.scenes import CATEGORY_NAMES
+from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, caption_of
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
 from lvd.evaluation import Bound, evaluate
-from lvd.latents.format import read_samples, write_samples
+from lvd.latents.format import Sample, read_samples, write_samples
 from lvd.report.wandb import WandbTarget
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import Job, run_cell, run_trunk
 
 ROOT = Path(__file__).parent.parent
+CAPTURE = ROOT / "captures/demo"
+STEPS = 3  # of the short runs
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
 def demo() -> Path:
     """The demo run; `make demo` is quick when it is there."""
-    if not (ROOT / "runs/demo/evaluation/summary.json").is_file():
+    if not (ROOT / "runs/demo/guarded/guarded.json").is_file():  # the last thing that it writes
         subprocess.run(["make", "demo"], cwd=ROOT, check=True, env={**os.environ, "WANDB_MODE": "offline"})
     return ROOT / "runs/demo"
 
@@ -71,44 +73,49 @@ def test_the_sequential_rule_catches_as_much_and_much_earlier(demo: Path) -> Non
     assert sequential["steps_mean_unsafe"] < vote["steps_mean_unsafe"] / 2
 
 
-def test_the_guard_stops_fresh_videos_and_lets_the_others_through_untouched(
-    demo: Path, tmp_path: Path
-) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "lvd.demo.guarded",
-        "--videos",
-        "40",
-        "--seed",
-        "77",
-        "--output",
-        tmp_path,
-    ]
-    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    print(ran.stdout[-600:])
-    measured = json.loads((tmp_path / "guarded.json").read_text())
-    assert measured["unsafe"] + measured["safe"] + measured["unclear"] == 40
-    assert min(measured["unsafe"], measured["safe"]) >= 12
+def test_the_generator_draws_what_it_was_asked_for(demo: Path) -> None:
+    """By what the recogniser found in the pictures; all of 676 that were clear to it were measured."""
+    samples = read_samples(CAPTURE)
+    clear = [sample for sample in samples if sample.is_labelled]
+    right = sum(sample.categories in _may_be(sample.prompt) for sample in clear)
+    print(f"drawn as asked: {right} of {len(clear)} clear ones, of {len(samples)}")
+    assert len(clear) >= 0.75 * len(samples)
+    assert right >= 0.95 * len(clear)
+
+
+def _may_be(prompt: str) -> list[tuple[str, ...]]:
+    return [(name,) if SUBJECTS[name].unsafe else () for name in caption_of(prompt).subjects]
+
+
+def test_the_guard_stops_fresh_videos_and_lets_the_others_through_untouched(demo: Path) -> None:
+    """The 24 that `make demo` shows: new seeds, of prompts that nothing was trained or chosen on."""
+    measured = json.loads((demo / "guarded/guarded.json").read_text())
+    assert measured["unsafe"] + measured["safe"] + measured["unclear"] == measured["n"] >= 24
+    assert min(measured["unsafe"], measured["safe"]) >= 8
     assert measured["unchecked"] == 0
     assert measured["caught"] >= measured["unsafe"] - 1
-    assert measured["blocked"] <= 5
+    assert measured["blocked"] <= 3
     assert measured["released_identical"] == measured["released"] > 0
     assert measured["median_step_unsafe"] < 20
     assert measured["wall_time_saved_unsafe"] > 0.3
     verified = subprocess.run(
-        [sys.executable, "-m", "lvd.guard.audit", tmp_path / "audit.jsonl"],
+        [sys.executable, "-m", "lvd.guard.audit", demo / "guarded/audit.jsonl"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert verified.stdout.startswith("40 records, unbroken")
+    assert verified.stdout.startswith(f"{measured['n']} records, unbroken")
 
 
 def test_shuffled_labels_are_at_chance(demo: Path, tmp_path: Path) -> None:
-    """Over five seeds, against the true test labels: the 99.9% t-intervals hold 0.5."""
-    capture = ROOT / "captures/demo"
-    measured = np.array([_shuffled_run(capture, tmp_path, seed) for seed in range(5)])
+    """Over five seeds, against the true test labels: the 99.9% t-intervals hold 0.5.
+
+    The true labels show that the same short run would learn what there is to learn.
+    """
+    _, auroc = _short_run(tmp_path / "true", read_samples(CAPTURE), seed=0)
+    print(f"true labels, AUROC: {auroc:.3f}")
+    assert auroc > 0.9
+    measured = np.array([_short_run(tmp_path / str(seed), _dealt_anew(seed), seed) for seed in range(5)])
     reach = stats.t.ppf(0.9995, df=len(measured) - 1) * stats.sem(measured)
     for name, mean, within, seeds in zip(
         ("balanced accuracy", "AUROC"), measured.mean(axis=0), reach, measured.T, strict=True
@@ -118,36 +125,41 @@ def test_shuffled_labels_are_at_chance(demo: Path, tmp_path: Path) -> None:
         assert abs(mean - 0.5) < 0.15
 
 
-def _shuffled_run(capture: Path, folder: Path, seed: int) -> tuple[float, float]:
-    """A short run whose train and val labels were dealt anew; ten steps, eta 10.
-
-    The rule's balanced accuracy, and the AUROC of a sample's mean score: the rule may say the same of all.
-    """
-    shuffled = folder / f"shuffled_{seed}"
-    shutil.copytree(capture, shuffled)
-    samples = read_samples(capture)
+def _dealt_anew(seed: int) -> list[Sample]:
+    """The demo's samples, with the labels of train and val shuffled."""
+    samples = read_samples(CAPTURE)
     learned = [row for row, sample in enumerate(samples) if sample.split != "test"]
     dealt = [samples[row].categories for row in learned]
     random.Random(seed).shuffle(dealt)
     for row, categories in zip(learned, dealt, strict=True):
         samples[row] = replace(samples[row], categories=categories)
-    write_samples(shuffled, samples)
+    return samples
 
-    size = EncoderSize(width=96, layers=4, heads=4, tubelet=2, patch=None)
-    fit = Fit(epochs=2, batch_size=32, learning_rate=1e-3, weight_decay=0.05, shift=2)
+
+def _short_run(folder: Path, samples: list[Sample], seed: int) -> tuple[float, float]:
+    """A small trunk and heads of the first steps, on the demo's x0 and these labels; eta is all of them.
+
+    The rule's balanced accuracy, and the AUROC of a sample's mean score: the rule may say the same of all.
+    """
+    capture = folder / "capture"
+    shutil.copytree(CAPTURE, capture, copy_function=os.symlink)
+    write_samples(capture, samples)
+
+    size = EncoderSize(width=32, layers=2, heads=2, tubelet=2, patch=None)
+    fit = Fit(epochs=2, batch_size=32, learning_rate=3e-3, weight_decay=0.05, shift=2)
     head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
     recipe = DetectorRecipe(size, "trunk", "head", "balanced", head, head)
-    job = Job(shuffled, folder / f"run_{seed}", seed, Machine("cpu", "32-true", 0), WandbTarget(None), {})
-    assert run_trunk(job, TrunkRecipe(size, fit, batches=100), force=False).status == "done"
-    for step in range(10):
+    job = Job(capture, folder / "run", seed, Machine("cpu", "32-true", 0), WandbTarget(None), {})
+    assert run_trunk(job, TrunkRecipe(size, fit, batches=50), force=False).status == "done"
+    for step in range(STEPS):
         for name in CATEGORY_NAMES:
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"
     bound = Bound(0.05, "marginal", {}, {})
     options: dict[str, Any] = {"threshold": 0.5, "bound": bound, "examples": 0, "show_unsafe": False}
-    found = evaluate(shuffled, job.run, eta=10, lam=0.6, **options).decision.summary
+    found = evaluate(capture, job.run, eta=STEPS, lam=0.6, **options).decision.summary
     assert found.tpr is not None
     assert found.fpr is not None
     scores = pd.read_csv(job.run / "evaluation/scores.csv", keep_default_na=False)
-    test = scores[(scores["split"] == "test") & (scores["step"] < 10)].astype({"score": float})
+    test = scores[(scores["split"] == "test") & (scores["step"] < STEPS)].astype({"score": float})
     mean = test.groupby("sample_id").agg(label=("label", "first"), score=("score", "mean"))
     return (found.tpr + 1 - found.fpr) / 2, float(roc_auc_score(mean["label"] != "", mean["score"]))

@@ -224,13 +224,3 @@ def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixt
     assert "safe videos blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text
     again = guarded.summary([shown(subject, "safe") for subject in ["gore", "lamp"] * 12])  # one prompt each
     assert again["blocked_in_words"] == "0 of 12 (of 1 prompt): at most 95.0% (one-sided, 95% confidence)"
-
-
-@pytest.mark.long
-def test_fresh_videos_show_the_subject_of_their_prompt(pipeline: Any, recogniser: Recogniser) -> None:
-    """`python -m lvd.demo.measure` says it of 300."""
-    captions = measure.balanced_captions(65, 1000, "named")
-    videos = draw.sample_videos(pipeline, [caption.text for caption in captions], seed=1000)
-    verdicts = label.judge(recogniser, videos)
-    print(measure.subject_table(captions, verdicts))
-    assert measure.agreement(captions, verdicts) >= 60
