@@ -1,21 +1,31 @@
-"""What the measurements beyond the training distribution share: truth, rates, and a journal to go on from."""
+"""What the measurements beyond the training distribution share.
 
+Arguments, the demo that they are of, truth, rates, and a journal to go on from.
+"""
+
+import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import command
 import numpy as np
 import torch
 from torch import Tensor
 
 from lvd.decide.intervals import Interval, prompt_numbers, rate_interval, share_in_words
-from lvd.demo.recogniser import EMPTY, SURE, THINGS, Recogniser, judge
+from lvd.demo.draw import GENERATOR, load_pipeline
+from lvd.demo.recogniser import EMPTY, RECOGNISER, SURE, THINGS, Recogniser, judge, load_recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, Caption, caption_of
 from lvd.errors import LvdError
+from lvd.guard.bundle import Bundle, load_bundle
 from lvd.latents.format import read_samples
+from lvd.progress import progress
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,25 @@ class Journal:
         """What was measured under this key (any JSON), or None."""
         return self._found.get(_canonical(key))
 
+    def measured(
+        self,
+        name: str,
+        items: Sequence[ItemT],
+        keys: Sequence[Any],
+        batch: int,
+        measure: Callable[[Sequence[ItemT]], Sequence[Any]],
+    ) -> list[Any]:
+        """What was measured of each item, under its key; what is not there is measured, in batches."""
+        todo = [(item, key) for item, key in zip(items, keys, strict=True) if self.get(key) is None]
+        with progress(name, len(items), "videos") as advance:
+            advance(len(items) - len(todo))
+            for start in range(0, len(todo), batch):
+                part = todo[start : start + batch]
+                for (_, key), value in zip(part, measure([item for item, _ in part]), strict=True):
+                    self.add(key, value)
+                advance(len(part))
+        return [self.get(key) for key in keys]
+
     def add(self, key: Any, value: Any) -> None:
         """Write it down at once."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,3 +151,39 @@ class Journal:
 
 def _canonical(key: Any) -> str:
     return json.dumps(key, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo that is measured: its guard's bundle, its generator, and its test prompts."""
+
+    bundle: Bundle
+    pipe: Any
+    recogniser: Recogniser
+    captions: list[Caption]
+    journal: Journal
+
+    @classmethod
+    def opened(cls, args: argparse.Namespace) -> "Demo":
+        """As the command line (`arguments`) says.
+
+        Raises:
+            LvdError: a part is missing.
+        """
+        captions, bundle = unseen_captions(args.capture), load_bundle(args.bundle)
+        pipe = load_pipeline(args.generator)
+        journal = Journal(args.journal, bundle.digest + digest_of(args.generator, RECOGNISER))
+        return cls(bundle, pipe, load_recogniser().to(pipe.device), captions, journal)
+
+
+def arguments(text: str | None, *, videos: int, seed: int, journal: str) -> argparse.ArgumentParser:
+    """The arguments that the measurements have in common, with the defaults of one."""
+    parser = command.parser(text)
+    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    parser.add_argument("--capture", type=Path, default=Path("captures/demo"))
+    parser.add_argument("--generator", type=Path, default=GENERATOR)
+    parser.add_argument("--videos", type=int, default=videos, help="of each row (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=seed, help="of a row's first video")
+    parser.add_argument("--journal", type=Path, default=Path("runs/demo") / journal)
+    parser.add_argument("--json", type=Path, help="write the table's numbers here")
+    return parser

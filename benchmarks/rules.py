@@ -13,12 +13,13 @@ Beside lvd's own rules, two that are published:
 Every rule is set on train and val and measured on test. The last lines are the table; intervals are of 95%.
 """
 
-import argparse
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import command
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -36,6 +37,7 @@ from lvd.decide.rules import Bools, Decisions, Floats, Ints, Rule, Vote, log_odd
 from lvd.decide.sequential import fit_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
+from lvd.errors import LvdError
 from lvd.latents.format import SPLITS
 from lvd.latents.reader import CaptureReader
 
@@ -173,9 +175,7 @@ def mean(values: Ints, members: Bools, prompts: Ints) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("capture", type=Path)
     parser.add_argument("--alpha", type=float, default=0.05)
@@ -183,8 +183,9 @@ def main() -> None:
     capture = CaptureReader(arguments.capture)
     rows = {split: labelled_rows(capture.samples, split) for split in SPLITS}
     scored, problems = score_grid(capture, arguments.run, rows, {})
-    assert not problems, problems
-    train, val, test = (replace(scored[split]) for split in ("train", "val", "test"))
+    if problems:
+        raise LvdError(f"{arguments.run}: detectors are missing, e.g. {problems[0]}")
+    train, val, test = (scored[split] for split in ("train", "val", "test"))
     table = Table(box=box.SIMPLE_HEAD, title=f"{test.label.sum()} unsafe and {(~test.label).sum()} safe")
     for column in ("rule", "caught", "blocked", "steps until caught", "steps checked, safe", "AUROC"):
         table.add_column(column)
@@ -194,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main))

@@ -6,11 +6,11 @@ Sizes are exact. Times follow from the trunk's pass, which is timed here on this
 and from --read and --job, for which docs/scale.md says how to measure your own.
 """
 
-import argparse
 import math
 import time
 from dataclasses import dataclass
 
+import command
 import torch
 
 from lvd.detect.network import EncoderConfig, Trunk, choose_patch
@@ -97,7 +97,7 @@ def rows(scale: Scale, read: float, job: float, jobs: int, feature: float) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--videos", type=int, default=1_874)
     parser.add_argument("--shape", type=int, nargs=4, default=(4, 16, 64, 64), metavar=tuple("CFHW"))
     parser.add_argument("--steps", type=int, default=50, help="recorded ones")

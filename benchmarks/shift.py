@@ -19,27 +19,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import command
 import diffusers
 import torch
-from beyond import Journal, Look, as_videos, by_presence, by_subject, digest_of, rate, unseen_captions
+from beyond import Demo, Journal, Look, arguments, as_videos, by_presence, by_subject, rate
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lvd.demo.draw import GENERATOR, load_pipeline
-from lvd.demo.recogniser import EMPTY, RECOGNISER, Recogniser, load_recogniser
+from lvd.demo.recogniser import EMPTY, Recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, Caption
 from lvd.errors import LvdError
 from lvd.guard import Guard
-from lvd.guard.bundle import Bundle, load_bundle
+from lvd.guard.bundle import Bundle
 from lvd.guard.guard import GuardResult
 from lvd.latents.format import write_json
-from lvd.progress import progress
 
 LOOK_ALIKES = ("red pillar", "candle", "power tool")
 _BATCH = 8
@@ -154,30 +153,30 @@ def measure(
     row: Row, guards: Guards, pipe: Any, recogniser: Recogniser, journal: Journal, videos: int, seed: int
 ) -> list[dict[str, Any]]:
     """A record of each of the row's videos; those in the journal are not sampled again."""
+
+    def sampled(keys: Sequence[list[Any]]) -> list[dict[str, Any]]:
+        result, refused = guards.ask(
+            pipe,
+            prompt=[prompt for _, prompt, _, _ in keys],
+            generator=[torch.Generator("cpu").manual_seed(number) for _, _, number, _ in keys],
+            output_type="np",
+            **row.call,
+        )
+        if any(video is None for video in result.videos):  # an observing guard withholds nothing else
+            raise LvdError(f"{row.name}: no video came out: {result.decisions[0].why}")
+        truths = row.look(recogniser, as_videos(result.videos))
+        return [
+            {
+                **{"prompt": key[1], "shows": truth.shows, "unsafe": truth.unsafe},
+                **{"outcome": decision.outcome, "step": decision.step, "why": decision.why},
+                **{"refused": refused, "mismatches": list(decision.mismatches)},
+            }
+            for key, decision, truth in zip(keys, result.decisions, truths, strict=True)
+        ]
+
     keys = [row.key(number, seed) for number in range(videos)]
-    todo = iter([key for key in keys if journal.get(key) is None])
-    with progress(row.name, videos, "videos") as advance, scheduler_of(pipe, row):
-        advance(sum(journal.get(key) is not None for key in keys))
-        while batch := list(islice(todo, _BATCH)):
-            result, refused = guards.ask(
-                pipe,
-                prompt=[prompt for _, prompt, _, _ in batch],
-                generator=[torch.Generator("cpu").manual_seed(number) for _, _, number, _ in batch],
-                output_type="np",
-                **row.call,
-            )
-            if any(video is None for video in result.videos):  # an observing guard withholds nothing else
-                raise LvdError(f"{row.name}: no video came out: {result.decisions[0].why}")
-            truths = row.look(recogniser, as_videos(result.videos))
-            for key, decision, truth in zip(batch, result.decisions, truths, strict=True):
-                record = {
-                    **{"prompt": key[1], "shows": truth.shows, "unsafe": truth.unsafe},
-                    **{"outcome": decision.outcome, "step": decision.step, "why": decision.why},
-                    **{"refused": refused, "mismatches": list(decision.mismatches)},
-                }
-                journal.add(key, record)
-            advance(len(batch))
-    return [journal.get(key) for key in keys]
+    with scheduler_of(pipe, row):
+        return journal.measured(row.name, keys, keys, _BATCH, sampled)
 
 
 def summarise(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -256,43 +255,26 @@ def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
 def run(args: argparse.Namespace) -> None:
     if args.videos < 1:
         raise LvdError(f"--videos {args.videos}: give at least 1")
-    rows = chosen(all_rows(unseen_captions(args.capture)), args.rows)
-    bundle = load_bundle(args.bundle)
-    guards = Guards.of(bundle)
-    pipe, recogniser = load_pipeline(args.generator), load_recogniser()
-    journal = Journal(args.journal, bundle.digest + digest_of(args.generator, RECOGNISER))
+    demo = Demo.opened(args)
+    rows, guards = chosen(all_rows(demo.captions), args.rows), Guards.of(demo.bundle)
     summaries = []
     for row in rows:
-        records = measure(row, guards, pipe, recogniser, journal, args.videos, args.seed)
+        records = measure(row, guards, demo.pipe, demo.recogniser, demo.journal, args.videos, args.seed)
         one = summarise(row.name, records)
         print(f"{row.name}: caught {one['caught_in_words']}; blocked {one['blocked_in_words']}", flush=True)
         summaries.append(one)
     if args.json:
-        write_json(args.json, {"videos": args.videos, "bundle": bundle.digest, "rows": summaries})
+        write_json(args.json, {"videos": args.videos, "bundle": demo.bundle.digest, "rows": summaries})
     if args.csv:
         write_csv(args.csv, summaries)
     Console(width=160).print(table_of(summaries))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    parser.add_argument("--capture", type=Path, default=Path("captures/demo"))
-    parser.add_argument("--generator", type=Path, default=GENERATOR)
-    parser.add_argument("--videos", type=int, default=40, help="of each row (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=3_000_000, help="of a row's first video")
+    parser = arguments(__doc__, videos=40, seed=3_000_000, journal="shift.jsonl")
     parser.add_argument("--rows", nargs="*", default=[], help="names of rows to measure (default: all)")
-    parser.add_argument("--journal", type=Path, default=Path("runs/demo/shift.jsonl"))
-    parser.add_argument("--json", type=Path, help="write the table's numbers here")
     parser.add_argument("--csv", type=Path, help="write the table's numbers here")
-    try:
-        run(parser.parse_args())
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(lambda: run(parser.parse_args()))
 
 
 if __name__ == "__main__":

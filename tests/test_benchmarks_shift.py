@@ -20,8 +20,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import attack
 import beyond
+import pgd
 import shift
 from beyond import Journal, Truth
+from surrogate import Surrogate, margins
 
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.demo.draw import GENERATOR
@@ -34,6 +36,7 @@ from lvd.latents.format import Sample
 from lvd.sampling.tap import tap_x0
 
 CAPTIONS = all_captions()[::7]
+GORE = Verdict("gore", "stone cell", sure=1.0, steady=1.0)
 
 
 # ---- rows
@@ -287,12 +290,12 @@ def test_a_row_is_sampled_once_and_says_what_the_guard_refused(tiny_pipeline: An
 # ---- projected gradient descent
 
 
-def linear(weight: Tensor, bias: Tensor | float = 0.0) -> Callable[[Tensor], attack.Seen]:
+def linear(weight: Tensor, bias: Tensor | float = 0.0) -> Callable[[Tensor], pgd.Seen]:
     """A detector whose margin is linear in the noise `[B, D]`."""
 
-    def see(point: Tensor) -> attack.Seen:
+    def see(point: Tensor) -> pgd.Seen:
         margin = point @ weight + bias
-        return attack.Seen(margin, margin.detach(), torch.ones(len(point), dtype=torch.bool))
+        return pgd.Seen(margin, margin.detach(), torch.ones(len(point), dtype=torch.bool))
 
     return see
 
@@ -302,10 +305,10 @@ WEIGHT = torch.randn(32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_an_attack_stays_within_its_budget_and_lowers_the_loss(norm: attack.Norm) -> None:
+def test_an_attack_stays_within_its_budget_and_lowers_the_loss(norm: pgd.Norm) -> None:
     for budget in (0.05, 0.4):
-        found = attack.pgd(linear(WEIGHT, 9.0), NOISE, budget, norm, 10)
-        assert attack.size(found.best - NOISE, norm).max() <= budget * (1 + 1e-5)
+        found = pgd.pgd(linear(WEIGHT, 9.0), NOISE, budget, norm, 10)
+        assert pgd.size(found.best - NOISE, norm).max() <= budget * (1 + 1e-5)
         means = [losses.mean().item() for losses in found.losses]
         assert means[-1] < means[1] < means[0]
         # The best that can be done to a linear detector is known.
@@ -315,18 +318,18 @@ def test_an_attack_stays_within_its_budget_and_lowers_the_loss(norm: attack.Norm
 
 def test_projection_moves_nothing_that_is_within_the_budget() -> None:
     offset = torch.tensor([[3.0, -4.0], [0.3, -0.4]])
-    torch.testing.assert_close(attack.project(offset, 1.0, "linf"), torch.tensor([[1.0, -1.0], [0.3, -0.4]]))
+    torch.testing.assert_close(pgd.project(offset, 1.0, "linf"), torch.tensor([[1.0, -1.0], [0.3, -0.4]]))
     half = 1 / 2**0.5  # of root mean square 1
-    torch.testing.assert_close(attack.project(offset, half, "l2"), torch.tensor([[0.6, -0.8], [0.3, -0.4]]))
-    assert torch.equal(attack.project(offset, math.inf, "l2"), offset)
-    assert torch.equal(attack.project(offset, math.inf, "linf"), offset)
+    torch.testing.assert_close(pgd.project(offset, half, "l2"), torch.tensor([[0.6, -0.8], [0.3, -0.4]]))
+    assert torch.equal(pgd.project(offset, math.inf, "l2"), offset)
+    assert torch.equal(pgd.project(offset, math.inf, "linf"), offset)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_caught_falls_with_the_budget_from_the_unattacked_rate_to_none(norm: attack.Norm) -> None:
+def test_caught_falls_with_the_budget_from_the_unattacked_rate_to_none(norm: pgd.Norm) -> None:
     bias = 5.0  # most are caught
     caught = [
-        float((attack.pgd(linear(WEIGHT, bias), NOISE, budget, norm, 40).margin_B > 0).float().mean())
+        float((pgd.pgd(linear(WEIGHT, bias), NOISE, budget, norm, 40).margin_B > 0).float().mean())
         for budget in (0.0, 0.05, 0.1, 0.3, math.inf)
     ]
     assert caught[0] == float((NOISE @ WEIGHT + bias > 0).float().mean()) > 0.7
@@ -336,17 +339,17 @@ def test_caught_falls_with_the_budget_from_the_unattacked_rate_to_none(norm: att
 
 
 def test_no_budget_leaves_the_noise_as_it_was_drawn() -> None:
-    found = attack.pgd(linear(WEIGHT, 9.0), NOISE, 0.0, "l2", 10)
+    found = pgd.pgd(linear(WEIGHT, 9.0), NOISE, 0.0, "l2", 10)
     assert torch.equal(found.best, NOISE)
     assert len(found.losses) == 1
 
 
 def test_a_noise_whose_video_became_safe_is_not_the_attackers_choice() -> None:
-    def see(point: Tensor) -> attack.Seen:
+    def see(point: Tensor) -> pgd.Seen:
         margin = point.sum(dim=1) + 9
-        return attack.Seen(margin, margin.detach(), (point.detach() > -0.35).all(dim=1))
+        return pgd.Seen(margin, margin.detach(), (point.detach() > -0.35).all(dim=1))
 
-    found = attack.pgd(see, torch.zeros(3, 4), 1.0, "linf", 10)
+    found = pgd.pgd(see, torch.zeros(3, 4), 1.0, "linf", 10)
     assert found.best.min() == pytest.approx(-0.25)  # in steps of a quarter
     assert found.losses[-1].max() < found.margin_B.min()
 
@@ -372,13 +375,11 @@ def sequential(steps: int = 3, boundary: float = 0.0, **changes: Any) -> Sequent
     return replace(Sequential(evidence, (boundary,) * len(NAMES), policy, 0.05, "marginal", 19), **changes)
 
 
-def surrogate(
-    pipe: Any, rule: Any, every: int, detectors: nn.Module | None = None, **info: Any
-) -> attack.Surrogate:
+def surrogate(pipe: Any, rule: Any, every: int, detectors: nn.Module | None = None, **info: Any) -> Surrogate:
     torch.manual_seed(0)
     made_for = bundle_info(pipe, rule=rule, steps=3, **info)
     network = Recogniser().eval().requires_grad_(False)
-    return attack.Surrogate(pipe, made_for, detectors or Brightness(), network, every, keep=1.0)  # type: ignore[arg-type]
+    return Surrogate(pipe, made_for, detectors or Brightness(), network, every, keep=1.0)  # type: ignore[arg-type]
 
 
 def test_the_margins_of_the_attack_are_the_rules() -> None:
@@ -389,7 +390,7 @@ def test_the_margins_of_the_attack_are_the_rules() -> None:
     for rule in (sequential(boundary=1.0), sequential(policy=("block", "allow"))):
         expected = rule.margins(logits.sigmoid().double().numpy())
         kept = [column for column, policy in enumerate(rule.policy) if policy == "block"]
-        found = attack.margins(rule, logits).numpy()
+        found = margins(rule, logits).numpy()
         np.testing.assert_allclose(found, expected[:, :, kept], atol=1e-3)
 
 
@@ -444,7 +445,7 @@ def test_a_rule_that_votes_is_not_attacked(tiny_pipeline: Any) -> None:
 def test_attacks_are_judged_by_the_guard_and_written_down(
     tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attack, "by_subject", lambda recogniser, seen: [Truth("gore", True)] * len(seen))
+    monkeypatch.setattr(beyond, "judge", lambda recogniser, frames: [GORE] * len(frames))
     flat = np.ones((3, len(NAMES)))
     rule = sequential(boundary=-5.0, evidence=Evidence(flat, flat, 0 * flat))  # all that is drawn is caught
     detectors = Brightness()
@@ -505,12 +506,10 @@ def demo(tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rule = sequential(boundary=-5.0, evidence=Evidence(np.ones((3, 2)), np.ones((3, 2)), np.zeros((3, 2))))
     info = bundle_info(tiny_pipeline, rule=rule, steps=3, guidance=1.0)
     bundle = Bundle(info, "d" * 64, Brightness())  # type: ignore[arg-type]
-    for module in (shift, attack):
-        monkeypatch.setattr(module, "load_bundle", lambda path: bundle)
-        monkeypatch.setattr(module, "load_pipeline", lambda path: tiny_pipeline)
-        monkeypatch.setattr(module, "unseen_captions", lambda path: CAPTIONS)
-    gore = Verdict("gore", "stone cell", sure=1.0, steady=1.0)
-    monkeypatch.setattr(beyond, "judge", lambda recogniser, frames: [gore] * len(frames))
+    monkeypatch.setattr(beyond, "load_bundle", lambda path: bundle)
+    monkeypatch.setattr(beyond, "load_pipeline", lambda path: tiny_pipeline)
+    monkeypatch.setattr(beyond, "unseen_captions", lambda path: CAPTIONS)
+    monkeypatch.setattr(beyond, "judge", lambda recogniser, frames: [GORE] * len(frames))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
