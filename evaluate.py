@@ -51,17 +51,7 @@ def evaluation(cfg: DictConfig) -> None:
         config = typed(cfg, EvaluateConfig)
         capture_dir, run_dirs = config.capture_dir(), config.run_dirs
         evaluations, compared = evaluate_runs(
-            capture_dir,
-            run_dirs,
-            eta=config.eta,
-            lam=config.lam,
-            threshold=config.threshold,
-            bound=config.bound(),
-            decision=config.decision,
-            max_fpr=config.max_fpr,
-            examples=config.examples,
-            show_unsafe=config.show_unsafe,
-            device=decoding_device(config.accelerator),
+            capture_dir, run_dirs, config.recipe(), decoding_device(config.accelerator)
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
             target = WandbTarget(config.logger.project, config.logger.entity)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.uvd import Videos
     from lvd.detect.pretrained import Pretrained
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
-    from lvd.evaluation import Bound
+    from lvd.evaluation import EvaluationRecipe
     from lvd.sweep.grid import Cell
     from lvd.sweep.job import Identity, Job
 
@@ -525,10 +525,19 @@ class EvaluateConfig:
         )
         return Path(self.captures) / named.pop()
 
-    def bound(self) -> "Bound":
-        from lvd.evaluation import Bound
+    def recipe(self) -> "EvaluationRecipe":
+        from lvd.evaluation import Bound, EvaluationRecipe
 
-        return Bound(self.alpha, self.guarantee, self.policy, self.shares, self.miss)  # type: ignore[arg-type]
+        return EvaluationRecipe(
+            eta=self.eta,
+            lam=self.lam,
+            bound=Bound(self.alpha, self.guarantee, self.policy, self.shares, self.miss),  # type: ignore[arg-type]
+            threshold=self.threshold,
+            max_fpr=self.max_fpr,
+            decision=self.decision,
+            examples=self.examples,
+            show_unsafe=self.show_unsafe,
+        )
 
 
 ConfigT = TypeVar("ConfigT")

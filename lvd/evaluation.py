@@ -75,6 +75,24 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class EvaluationRecipe:
+    """The rules that are measured, and what the report shows.
+
+    The sequential rule's weights are fitted on train, its boundary is calibrated on the safe samples of val.
+    With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
+    """
+
+    eta: int  # of the vote
+    lam: float
+    bound: Bound  # of the sequential rule
+    threshold: float = 0.5  # of the vote, without `max_fpr`
+    max_fpr: float | None = None
+    decision: str = Vote.kind  # the rule that the bundle holds
+    examples: int = 0  # rows of decoded x0
+    show_unsafe: bool = False
+
+
+@dataclass(frozen=True)
 class Measured:
     """One rule, and what it did on the test split."""
 
@@ -113,72 +131,24 @@ class Evaluation:
     no_bundle: str | None  # why there is none
 
 
-def evaluate(
-    capture_dir: Path,
-    run: Path,
-    *,
-    eta: int,
-    lam: float,
-    threshold: float,
-    bound: Bound,
-    decision: str = Vote.kind,
-    max_fpr: float | None = None,
-    examples: int,
-    show_unsafe: bool,
-    device: torch.device | None = None,
-) -> Evaluation:
-    """Score the capture, decide by the vote and by the sequential rule, write `evaluation/`, export a bundle.
-
-    The bundle holds the rule that `decision` names. The sequential rule's weights are fitted on train, its
-    boundary is calibrated on the safe samples of val. The capture may be another than the run was trained on.
-    With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
-    `device` is where detectors of pixels run.
-
-    Raises:
-        LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, the run has
-            no detector or stale ones, no test sample is left, or the rule that was asked for cannot be had.
-    """
-    (found,), _ = evaluate_runs(
-        capture_dir,
-        [run],
-        eta=eta,
-        lam=lam,
-        threshold=threshold,
-        bound=bound,
-        decision=decision,
-        max_fpr=max_fpr,
-        examples=examples,
-        show_unsafe=show_unsafe,
-        device=device,
-    )
-    return found
-
-
 def evaluate_runs(
-    capture_dir: Path,
-    runs: Sequence[Path],
-    *,
-    eta: int,
-    lam: float,
-    threshold: float,
-    bound: Bound,
-    decision: str,
-    max_fpr: float | None,
-    examples: int,
-    show_unsafe: bool,
-    device: torch.device | None = None,
+    capture_dir: Path, runs: Sequence[Path], recipe: EvaluationRecipe, device: torch.device | None = None
 ) -> tuple[list[Evaluation], Compared | None]:
-    """Evaluate each run as `evaluate` does, and lay them side by side where there are several.
+    """Score the capture with each run's detectors, decide by the rules, write `evaluation/`, export a bundle.
 
-    Nothing is scored before all of them can be, and nothing is written before all are measured.
+    The capture may be another than the runs were trained on. Several runs are laid side by side. Nothing is
+    scored before all of them can be, and nothing is written before all are measured. `device` is where
+    detectors of pixels run.
 
     Raises:
-        LvdError: as `evaluate` does, or the runs are not measured on the same test samples.
+        LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, a run has no
+            detector or stale ones, no test sample is left, the rule that was asked for cannot be had, or the
+            runs are not measured on the same test samples.
     """
     capture = CaptureReader(capture_dir)
     steps = capture.info.stored_steps
-    if eta > steps:
-        raise LvdError(f"eta={eta} is more than the {steps} steps that are in {capture_dir}")
+    if recipe.eta > steps:
+        raise LvdError(f"eta={recipe.eta} is more than the {steps} steps that are in {capture_dir}")
     if not any(sample.is_labelled for sample in capture.samples):
         raise LvdError(
             f"capture {capture_dir} has no labels: capture.py name={capture_dir.name} labels=FILE.csv"
@@ -187,27 +157,12 @@ def evaluate_runs(
     check_comparable(
         {each.run.name: [capture.samples[row].sample_id for row in each.rows["test"]] for each in opened}
     )
-    found = [
-        _measure(
-            capture,
-            each,
-            eta=eta,
-            lam=lam,
-            threshold=threshold,
-            bound=bound,
-            decision=decision,
-            max_fpr=max_fpr,
-            device=device,
-        )
-        for each in opened
-    ]
+    found = [_measure(capture, each, recipe, device) for each in opened]
     compared = None
     if len(found) > 1:
         entries = [Entry(it.run, it.test, [(each.rule, each.summary) for each in it.rules]) for it in found]
         compared = compare(capture, entries, device)
-    return [
-        _write(capture, it, compared, examples=examples, show_unsafe=show_unsafe) for it in found
-    ], compared
+    return [_write(capture, it, recipe, compared) for it in found], compared
 
 
 @dataclass(frozen=True)
@@ -233,7 +188,6 @@ class _Found:
     decision: Measured
     not_calibrated: str | None
     threshold: float
-    max_fpr: float | None
     problems: list[str]
 
 
@@ -244,16 +198,7 @@ def _open(capture: CaptureReader, run: Path) -> _Opened:
 
 
 def _measure(
-    capture: CaptureReader,
-    opened: _Opened,
-    *,
-    eta: int,
-    lam: float,
-    threshold: float,
-    bound: Bound,
-    decision: str,
-    max_fpr: float | None,
-    device: torch.device | None,
+    capture: CaptureReader, opened: _Opened, recipe: EvaluationRecipe, device: torch.device | None
 ) -> _Found:
     run, state = opened.run, opened.state
     names, steps = capture.info.category_names, capture.info.stored_steps
@@ -266,15 +211,16 @@ def _measure(
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
     val, test = scored["val"], scored["test"]
 
-    if max_fpr is not None:
-        threshold = choose_threshold(val.scores_NSK, val.label, eta, lam, max_fpr)
+    eta, lam, threshold = recipe.eta, recipe.lam, recipe.threshold
+    if recipe.max_fpr is not None:
+        threshold = choose_threshold(val.scores_NSK, val.label, eta, lam, recipe.max_fpr)
     val, test = replace(val, threshold=threshold), replace(test, threshold=threshold)
     rules: list[Rule] = [Vote(eta, lam, threshold)]
     not_calibrated = None
     try:
-        rules.append(_sequential(scored["train"], val, names, bound))
+        rules.append(_sequential(scored["train"], val, names, recipe.bound))
     except LvdError as error:
-        if decision == Sequential.kind:
+        if recipe.decision == Sequential.kind:
             raise
         not_calibrated = str(error)
     measured = [
@@ -293,7 +239,7 @@ def _measure(
         )
         for rule in rules
     ]
-    chosen = next(each for each in measured if each.rule.kind == decision)
+    chosen = next(each for each in measured if each.rule.kind == recipe.decision)
     return _Found(
         run,
         state,
@@ -304,13 +250,12 @@ def _measure(
         chosen,
         not_calibrated,
         threshold,
-        max_fpr,
         problems,
     )
 
 
 def _write(
-    capture: CaptureReader, found: _Found, compared: Compared | None, *, examples: int, show_unsafe: bool
+    capture: CaptureReader, found: _Found, recipe: EvaluationRecipe, compared: Compared | None
 ) -> Evaluation:
     """Write `evaluation/`, and export a bundle where a guard can run one."""
     run, val, test, chosen, measured = found.run, found.val, found.test, found.decision, found.rules
@@ -341,8 +286,8 @@ def _write(
         cells,
         problems,
         [*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
-        examples=examples,
-        show_unsafe=show_unsafe,
+        examples=recipe.examples,
+        show_unsafe=recipe.show_unsafe,
         compared=[] if compared is None else [compared.section()],
     )
     if compared is None:
@@ -354,7 +299,7 @@ def _write(
         {
             **numbers,
             "threshold": found.threshold,
-            "max_fpr": found.max_fpr,
+            "max_fpr": recipe.max_fpr,
             "rules": {each.rule.kind: each.as_json() for each in measured},
             "not_calibrated": not_calibrated,
             "bundle": exported,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, caption_of
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
-from lvd.evaluation import Bound, evaluate
+from lvd.evaluation import Bound, EvaluationRecipe, evaluate_runs
 from lvd.latents.format import Sample, read_samples, write_samples
 from lvd.report.wandb import WandbTarget
 from lvd.sweep.grid import Cell
@@ -154,9 +153,10 @@ def _short_run(folder: Path, samples: list[Sample], seed: int) -> tuple[float, f
     for step in range(STEPS):
         for name in CATEGORY_NAMES:
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"
-    bound = Bound(0.05, "marginal", {}, {})
-    options: dict[str, Any] = {"threshold": 0.5, "bound": bound, "examples": 0, "show_unsafe": False}
-    found = evaluate(capture, job.run, eta=STEPS, lam=0.6, **options).decision.summary
+    (evaluation,), _ = evaluate_runs(
+        capture, [job.run], EvaluationRecipe(STEPS, 0.6, Bound(0.05, "marginal", {}, {}))
+    )
+    found = evaluation.decision.summary
     assert found.tpr is not None
     assert found.fpr is not None
     scores = pd.read_csv(job.run / "evaluation/scores.csv", keep_default_na=False)

@@ -26,7 +26,7 @@ from lvd.decide.rules import Vote
 from lvd.decide.sequential import Sequential
 from lvd.detect.network import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
-from lvd.evaluation import Bound, Evaluation, evaluate
+from lvd.evaluation import Bound, Evaluation, EvaluationRecipe, evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
 from lvd.latents.format import UNLABELLED, Sample
@@ -76,29 +76,11 @@ class Done:
     page: str
 
 
-def do(
-    capture: Path,
-    run: Path,
-    *,
-    eta: int = 2,
-    lam: float = 0.6,
-    show_unsafe: bool = False,
-    max_fpr: float | None = None,
-    decision: str = "vote",
-    bound: Bound = Bound(0.05, "marginal", {}, {}),  # noqa: B008
-) -> Done:
-    evaluation = evaluate(
-        capture,
-        run,
-        eta=eta,
-        lam=lam,
-        threshold=0.5,
-        max_fpr=max_fpr,
-        decision=decision,
-        bound=bound,
-        examples=6,
-        show_unsafe=show_unsafe,
-    )
+RECIPE = EvaluationRecipe(eta=2, lam=0.6, bound=Bound(0.05, "marginal", {}, {}), examples=6)
+
+
+def do(capture: Path, run: Path, **changes: Any) -> Done:
+    (evaluation,), _ = evaluate_runs(capture, [run], replace(RECIPE, **changes))
     directory = run / "evaluation"
     assert evaluation.report == directory / "report.html"
     return Done(

@@ -3,8 +3,8 @@
 import fcntl
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from test_capture import everything_in, latents, write_prompts
 from lvd.decide.metrics import summarise
 from lvd.decide.rules import Vote
 from lvd.errors import LvdError
-from lvd.evaluation import Bound, evaluate
+from lvd.evaluation import Bound, EvaluationRecipe, evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, lock, writer
 from lvd.latents.format import read_info
@@ -194,13 +194,12 @@ def test_a_run_on_the_first_steps_is_trained_measured_and_guards(
     assert trunk.code == 0, trunk.err
     heads = train("-m", "category=0,1", "step=0..2", "name=tiny", "detector.head.epochs=1", *small)
     assert heads.code == 0, heads.err
-    options: dict[str, Any] = {"lam": 0.6, "threshold": 0.5, "examples": 0, "show_unsafe": False}
-    options["bound"] = Bound(0.05, "marginal", {}, {})
+    run, recipe = tmp_path / "runs" / "tiny", EvaluationRecipe(4, 0.6, Bound(0.05, "marginal", {}, {}))
     with pytest.raises(LvdError, match="eta=4 is more than the 3 steps that are in"):
-        evaluate(first_steps, tmp_path / "runs" / "tiny", eta=4, **options)
-    measured = evaluate(first_steps, tmp_path / "runs" / "tiny", eta=3, **options)
+        evaluate_runs(first_steps, [run], recipe)
+    (measured,), _ = evaluate_runs(first_steps, [run], replace(recipe, eta=3))
     assert measured.bundle is not None
-    assert load_bundle(tmp_path / "runs" / "tiny" / "bundle", measured.bundle).info.steps == 10
+    assert load_bundle(run / "bundle", measured.bundle).info.steps == 10
 
 
 def test_what_is_saved_counts_the_samplers_steps() -> None:
