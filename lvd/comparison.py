@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
-from lvd.decide.metrics import Summary
+from lvd.decide.metrics import Summary, counted
 from lvd.decide.paired import Difference, paired_difference
 from lvd.decide.rules import Bools, Ints, Rule
 from lvd.detect.bank import Scored, step_check
@@ -198,7 +197,10 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
     prompts_N = first.test.prompts
     differences: dict[str, dict[str, list[Difference | None]]] = {}
     for kind in kinds:
-        hits = [_hits(rules[kind][0], entry.test) for rules, entry in zip(by_kind, entries, strict=True)]
+        hits = [
+            counted(rules[kind][0].decide(entry.test.scores_NSK), entry.test.label)
+            for rules, entry in zip(by_kind, entries, strict=True)
+        ]
         differences[kind] = {
             rate: [_difference(hits[0][rate], other[rate], prompts_N) for other in hits[1:]]
             for rate in _RATES
@@ -210,17 +212,6 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
         _costs(capture, [entry.run for entry in entries], device),
         capture.info.steps,
     )
-
-
-def _hits(rule: Rule, test: Scored) -> dict[str, tuple[Bools, Bools]]:
-    """Of each rate the samples `[N]` that count for it, and those of them that it counts."""
-    decisions = rule.decide(test.scores_NSK)
-    released = decisions.safe | (decisions.unsafe & ~decisions.blocked)
-    return {
-        "accuracy": (np.ones_like(test.label), np.where(test.label, decisions.unsafe, decisions.safe)),
-        "tpr": (test.label, decisions.unsafe),
-        "fpr": (~test.label, ~released),
-    }
 
 
 def _difference(
