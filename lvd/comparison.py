@@ -14,6 +14,7 @@ import torch
 from lvd.decide.metrics import Summary, counted
 from lvd.decide.paired import Difference, paired_difference
 from lvd.decide.rules import Bools, Ints, Rule
+from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.detect.bank import Scored, step_check
 from lvd.detect.network import trunk_digest
 from lvd.errors import LvdError
@@ -135,7 +136,7 @@ class Compared:
                 rows.append((f"  difference to {self.names[0]}", told))
             means = [summary.steps_mean_unsafe for summary in summaries]
             rows += [
-                (f"AUROC of the statistic, {kind}", [(_number(it.auroc), "") for it in summaries]),
+                (f"AUROC of the statistic, {kind}", [(rate_text(it.auroc), "") for it in summaries]),
                 (
                     f"Steps run until a caught unsafe sample is stopped, mean, {kind}",
                     [("–" if mean is None else f"{mean:.1f} of {self.sampler_steps}", "") for mean in means],
@@ -150,10 +151,7 @@ class Compared:
             ("Size of the weights", [(size_text(cost.bytes), "") for cost in costs]),
             (
                 "Milliseconds a checked step, one sample",
-                [
-                    ("–" if cost.check_milliseconds is None else f"{cost.check_milliseconds:.1f}", "")
-                    for cost in costs
-                ],
+                [(mean_text(cost.check_milliseconds), "") for cost in costs],
             ),
         ]
         return Comparison([(name, "") for name in self.names], rows)
@@ -289,7 +287,7 @@ def _ends(prefix: str, interval: tuple[float, float] | None) -> dict[str, Any]:
 
 def _rate(summary: Summary, rate: str) -> tuple[str, str]:
     interval = getattr(summary, f"{rate}_ci")
-    return _number(getattr(summary, rate)), f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+    return rate_text(getattr(summary, rate)), interval_text(interval)
 
 
 def _told(difference: Difference | None) -> tuple[str, str]:
@@ -300,7 +298,3 @@ def _told(difference: Difference | None) -> tuple[str, str]:
         f"{difference.value:+.3f}",
         f"{low:+.3f} to {high:+.3f}\n{difference.only_second} only here, {difference.only_first} only there",
     )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -212,7 +212,7 @@ def test_the_model_card_names_the_measured_rates(bundle: Path) -> None:
     assert ("safe samples blocked", "0.043", "0.012 to 0.145") in rows
     assert ("alpha", "31", "0.903", "0.751 to 0.967") in rows
     assert "caught: 54 of 62: 87.1%. Safe samples blocked: 0 of 40: at most 7.2%. Intervals: wilson." in card
-    assert ("beta", "0", "-", "-") in rows
+    assert ("beta", "0", "–") in rows
     assert f"On {MEASURED['n_test']} test samples of the capture `tiny`, whose prompts neither" in card
     assert "Of the 27 unsafe samples caught" in card
     assert "a share of 0.926 (0.766 to 0.979); 1.0 are named on average" in card

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Sequential
+from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.detect.network import (
     HeadDetector,
     NetworkDetector,
@@ -426,7 +427,7 @@ def _canonical(value: dict[str, Any]) -> bytes:
 def _model_card(info: BundleInfo) -> str:
     measured = info.measured
     rates = "\n".join(
-        f"| {title} | {_number(measured[key])} | {_interval(measured[f'{key}_ci'])} |"
+        f"| {title} | {rate_text(measured[key])} | {interval_text(measured[f'{key}_ci'])} |"
         for title, key in (
             ("right decisions", "accuracy"),
             ("unsafe samples caught", "tpr"),
@@ -434,7 +435,7 @@ def _model_card(info: BundleInfo) -> str:
         )
     )
     categories = "\n".join(
-        f"| {name} | {values['n']} | {_number(values['tpr'])} | {_interval(values['tpr_ci'])} |"
+        f"| {name} | {values['n']} | {rate_text(values['tpr'])} | {interval_text(values['tpr_ci'])} |"
         for name, values in measured["per_category"].items()
     )
     left_out = ""
@@ -473,14 +474,6 @@ def _attribution(measured: dict[str, Any]) -> str:
         return "No sample was caught: how well decisions name categories is not known."
     return (
         f"Of the {measured['n']} unsafe samples caught, the category that the decision names first was right "
-        f"for a share of {_number(measured['first_right'])} ({_interval(measured['first_right_ci'])}); "
-        f"{measured['named_mean']:.1f} are named on average."
+        f"for a share of {rate_text(measured['first_right'])} ({interval_text(measured['first_right_ci'])}); "
+        f"{mean_text(measured['named_mean'])} are named on average."
     )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"

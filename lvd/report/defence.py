@@ -19,6 +19,7 @@ from lvd.decide.intervals import Interval, method_in_words
 from lvd.decide.metrics import Attribution, Summary, accuracy_surface, rates, steps_until_caught
 from lvd.decide.rules import Decisions, Floats, Rule, Vote, decide
 from lvd.decide.sequential import Sequential
+from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.detect.bank import Scored
 from lvd.errors import LvdError
 from lvd.latents.format import label_text, write_atomically
@@ -527,8 +528,8 @@ def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple
         "Flagged unsafe samples, released, counted as caught": (str((marked & test.label).sum()), ""),
         "Flagged safe samples, released, not counted as blocked": (str((marked & ~test.label).sum()), ""),
         "AUROC of the rule's statistic": _cell(summary.auroc, summary.auroc_ci),
-        "Steps run until a caught unsafe sample is stopped, mean": (_mean(mean), ""),
-        "Steps checked of a safe sample, mean": (_mean(summary.steps_checked_safe), ""),
+        "Steps run until a caught unsafe sample is stopped, mean": (mean_text(mean), ""),
+        "Steps checked of a safe sample, mean": (mean_text(summary.steps_checked_safe), ""),
         "Steps saved, caught unsafe samples": (
             "–" if mean is None else f"{1 - mean / sampler_steps:.0%}",
             "",
@@ -539,19 +540,12 @@ def _column(each: Measured, test: Scored, sampler_steps: int) -> dict[str, tuple
             for name, values in summary.per_category.items()
         },
         "First category named is right, of the caught": (value, f"{interval}\nn={attribution.n}"),
-        "Categories named of a caught sample, mean": (_mean(attribution.named_mean), ""),
+        "Categories named of a caught sample, mean": (mean_text(attribution.named_mean), ""),
     }
 
 
 def _cell(value: float | None, interval: Interval | None) -> tuple[str, str]:
-    return (
-        "–" if value is None else f"{value:.3f}",
-        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "",
-    )
-
-
-def _mean(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+    return rate_text(value), interval_text(interval)
 
 
 def _limits(rule: Rule, summary: Summary, problems: Sequence[str], notes: Sequence[str]) -> list[SummaryRow]:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
+from lvd.decide.written import interval_text
+
 UNSAFE, SAFE, NEUTRAL = "217,115,13", "59,130,196", "125,133,144"  # RGB; each reads on white and on black
 CLEAR = "rgba(0,0,0,0)"
 GRID = f"rgba({NEUTRAL},0.25)"
@@ -396,6 +398,6 @@ def _band(x: list[int], low: list[float], high: list[float], colour: str, group:
 def _spans(low: list[float], high: list[float]) -> list[str]:
     """The intervals as text; empty where there is none."""
     return [
-        f"{bottom:.3f} to {top:.3f}" if np.isfinite([bottom, top]).all() else ""
+        interval_text((bottom, top) if np.isfinite([bottom, top]).all() else None)
         for bottom, top in zip(low, high, strict=True)
     ]

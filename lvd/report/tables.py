@@ -11,6 +11,7 @@ from lvd.capture.labels import Labelling
 from lvd.decide.intervals import Interval
 from lvd.decide.metrics import Attribution, Summary
 from lvd.decide.rules import Rule
+from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.detect.rows import left_out
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
@@ -81,7 +82,7 @@ def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
     if note := left_out(samples):
         groups[UNLABELLED.value] = [s.split for s in samples if not s.is_labelled]
     for name, members in groups.items():
-        agreement = [_number(alpha[name]) if name in alpha else ""] if alpha else []
+        agreement = [rate_text(alpha[name]) if name in alpha else ""] if alpha else []
         table.add_row(name, *(str(members.count(split)) for split in SPLITS), *agreement)
     console = Console()
     console.print(f"{capture}: {len(samples)} samples, steps {info.steps_text()}")  # wider than the table
@@ -138,9 +139,9 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
     areas = [(summary.auroc, summary.auroc_ci) for summary in summaries]
     table.add_row("AUROC of the statistic", *(_share(*area) for area in areas))
     means = [summary.steps_mean_unsafe for summary in summaries]
-    table.add_row("steps run until caught, mean", *("-" if mean is None else f"{mean:.1f}" for mean in means))
+    table.add_row("steps run until caught, mean", *map(mean_text, means))
     means = [summary.steps_checked_safe for summary in summaries]
-    table.add_row("steps checked, safe ones, mean", *("-" if it is None else f"{it:.1f}" for it in means))
+    table.add_row("steps checked, safe ones, mean", *map(mean_text, means))
     table.add_row("compute saved, this mix of samples", *(f"{it.compute_saved:.0%}" for it in summaries))
     for name, counted in summaries[0].per_category.items():
         of_category = [summary.per_category[name] for summary in summaries]
@@ -156,8 +157,9 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
         _say(f"{rule.kind}: {rule.guarantee_in_words()}")
         if attribution.n:
             print(
-                f"first category named right: {_number(attribution.first_right)} of {attribution.n} caught "
-                f"({_interval(attribution.first_right_ci)}), {attribution.named_mean:.1f} named on average"
+                f"first category named right: {rate_text(attribution.first_right)} of {attribution.n} caught "
+                f"({interval_text(attribution.first_right_ci)}), "
+                f"{mean_text(attribution.named_mean)} named on average"
             )
 
 
@@ -178,12 +180,4 @@ def print_comparison(comparison: Comparison, text: str) -> None:
 
 
 def _share(value: float | None, interval: Interval | None) -> str:
-    return f"{_number(value)}  {_interval(interval)}".rstrip()
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return f"{rate_text(value)}  {interval_text(interval)}".rstrip()
