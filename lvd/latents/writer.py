@@ -245,10 +245,10 @@ def _digests(capture: Path) -> dict[str, list[str]]:
 
 
 def _tidy(capture: Path) -> None:
-    """Remove the journal of a complete capture, and what killed processes left half-written."""
-    shutil.rmtree(capture / "journal", ignore_errors=True)
+    """Remove what killed processes left half-written, and then the journal, which says that this is to do."""
     for left in (*capture.glob(".*.tmp"), *capture.glob("step_*/*.tmp")):
         left.unlink()
+    shutil.rmtree(capture / "journal", ignore_errors=True)
 
 
 def to_float16(x0: Tensor, where: str) -> Tensor:
