@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from commands import Shell
+from hypothesis import settings
 from torch import Tensor, nn
 
 from lvd.decide.rules import Vote
@@ -44,6 +45,9 @@ from lvd.latents.format import (
 from lvd.latents.integrity import file_sha256
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
+
+settings.register_profile("lvd", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("lvd")
 
 NAMES = ("alpha", "beta")
 FIVE = ("one", "two", "three", "four", "five")  # of the capture `wide`

@@ -104,7 +104,7 @@ def test_the_full_rule_holds_in_every_cell() -> None:
         assert (decisions.safe == ~expected).all()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tables(), st.data(), lams)
 def test_decision_and_step_agree_with_all_completions(flags: Flags, data: st.DataObject, lam: float) -> None:
     eta = data.draw(st.integers(1, flags.steps))
@@ -122,7 +122,7 @@ def test_decision_and_step_agree_with_all_completions(flags: Flags, data: st.Dat
         assert decisions.step[row] == first
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tables(max_steps=50, holes=False), st.data(), lams)
 def test_steps_after_the_decision_cannot_matter(flags: Flags, data: st.DataObject, lam: float) -> None:
     eta = data.draw(st.integers(1, flags.steps))
@@ -231,7 +231,7 @@ def test_missing_scores_are_no_evidence() -> None:
 # ---- metrics
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.booleans(), st.one_of(st.sampled_from([0.0, 0.5, 0.5 + 1e-15, 1.0]), st.floats(0, 1))),
@@ -316,7 +316,7 @@ def test_what_is_not_there_is_none_not_zero() -> None:
     assert (summary.tpr, summary.fpr, summary.fpr_ci, summary.auroc) == (1, None, None, None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), lams)
 def test_a_missing_detector_never_makes_a_rate_look_better(data: st.DataObject, lam: float) -> None:
     samples, steps, categories = (data.draw(st.integers(1, top)) for top in (8, 5, 3))

@@ -509,7 +509,7 @@ def test_prompts_of_one_template_are_no_near_copies() -> None:
     assert near_copies([*prompts, prompts[7].replace("a dark", "the dark") + "!"]) == [(7, 60)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.lists(st.sampled_from("klmnopqrstuvwxyz"), min_size=1, max_size=12), max_size=25))
 def test_near_copies_are_found_as_by_comparing_all_pairs(words: list[list[str]]) -> None:
     sets = [frozenset(of_prompt) for of_prompt in words]
@@ -570,7 +570,7 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=st.lists(ROW, min_size=1, max_size=40), seed=st.integers(0, 2**32 - 1))
 def test_no_prompt_and_no_prompt_id_is_in_two_splits(
     rows: list[tuple[str, str, tuple[str, ...]]], seed: int
@@ -584,7 +584,7 @@ def test_no_prompt_and_no_prompt_id_is_in_two_splits(
     assert splits == assign_splits(prompts, prompt_ids, categories, seed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), samples_a_prompt=st.sampled_from([1, 2, 4]))
 def test_a_balanced_capture_has_its_shares_and_every_class_in_every_split(
     seed: int, samples_a_prompt: int

@@ -27,9 +27,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
 one_line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), min_size=1).filter(
     lambda text: text == text.strip() != ""
 )
-slow_disk = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
-)
+slow_disk = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 
 def write(path: Path, prompts: list[str], *, bom: bool = False, column: str = "prompt") -> Path:

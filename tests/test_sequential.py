@@ -88,7 +88,7 @@ def test_too_few_prompts_are_refused_with_the_number_that_is_needed(
     alpha=st.decimals("0.001", "0.5", places=3).map(float),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_one_video_a_prompt_is_split_conformal_prediction(n: int, alpha: float, seed: int) -> None:
     """The ceil((n + 1)(1 - alpha))-th smallest (Vovk, Gammerman & Shafer, 2005)."""
     statistic = np.random.default_rng(seed).normal(size=n)
@@ -206,7 +206,7 @@ tables = st.integers(0, 2**32 - 1).map(
     st.floats(-3, 6),
     st.one_of(st.none(), st.floats(-6, 0)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_step_by_step_it_decides_as_on_the_whole_table(
     scores: np.ndarray, policy: tuple[Any, ...], bar: float, release: float | None
 ) -> None:

@@ -189,7 +189,7 @@ def test_a_repaired_import_is_the_capture_that_lvd_records(papers_run: PapersRun
         assert getattr(here, name) == getattr(there, name), name
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**31),
     steps=st.sampled_from([1, 2, 7, 50]),
@@ -537,7 +537,6 @@ def test_a_file_without_the_videos_is_refused(files: PaperFiles, held: str) -> N
     assert not (files.directory / "capture").exists()
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_in_one_sentence(damage_dir: Path, data: st.DataObject) -> None:
     """Cut off anywhere, or with bytes of its pickle changed: no traceback, whatever the pickle then says."""
