@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -237,12 +237,16 @@ def parse_label(text: str, names: Sequence[str], where: str) -> Categories:
     return _ordered(named, names)
 
 
-def with_splits(samples: Sequence[Sample], seed: int) -> list[Sample]:
+def with_splits(
+    samples: Sequence[Sample], seed: int, held_out: Collection[int] | None = None
+) -> list[Sample]:
+    """The samples with their splits; `held_out` are rows, as `assign_splits` has them."""
     splits = assign_splits(
         [sample.prompt or sample.prompt_id for sample in samples],  # those without a prompt are not alike
         [sample.prompt_id for sample in samples],
         [sample.categories for sample in samples],
         seed,
+        held_out,
     )
     return [replace(sample, split=split) for sample, split in zip(samples, splits, strict=True)]
 

@@ -1,6 +1,5 @@
 """Run a video pipeline over prompts and record the x0 of every step."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from lvd.capture.inputs import load_inputs
 from lvd.capture.source import Source, load_pipeline
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
-from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
+from lvd.latents.format import CaptureInfo, Sample
 from lvd.progress import progress
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
-from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
+from lvd.sampling.fingerprint import Pipeline, fingerprint
 from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_step_caches
 from lvd.sampling.tap import tap_x0
 
@@ -200,25 +199,12 @@ def _sample_batch(
 def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> CaptureInfo:
     source = job.source
     pipeline_class = type(pipe).__name__
-    channels, frames, height, width = latent_shape
-    return CaptureInfo(
-        format_version=FORMAT_VERSION,
-        pipeline=source.path,
-        revision=source.revision,
-        pipeline_class=pipeline_class,
-        call=source.call,
-        scheduler=type(pipe.scheduler).__name__,
-        scheduler_config=plain_config(pipe.scheduler.config),
+    return source.info(
+        pipeline_class,
+        pipe.scheduler,
+        latent_shape,
         fingerprint=fingerprint(pipe),
         layout=layout_of(pipeline_class, source.layout),
-        steps=source.steps,
-        guidance=source.guidance,
-        latent_shape=(channels, frames, height, width),
-        dtype="float16",
-        category_names=source.category_names,
-        versions={
-            name: importlib.metadata.version(name) for name in ("lvd", "torch", "diffusers", "transformers")
-        },
         recorded_steps=job.recorded_steps,
         parts=source.parts(),
         layout_given=is_given(pipeline_class, source.layout),

@@ -1,13 +1,17 @@
 """Where a generator comes from, and loading it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from lvd.errors import LvdError
-from lvd.sampling.fingerprint import Pipeline
+from lvd.latents.format import FORMAT_VERSION, CaptureInfo
+from lvd.sampling.fingerprint import Pipeline, plain_config
 from lvd.sampling.pipelines import check_class, check_supported, layout_of
+from lvd.sampling.x0 import Scheduler
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,28 @@ class Source:
             "category_names": self.category_names,
             "parts": self.parts(),
         }
+
+    def info(
+        self, pipeline_class: str, scheduler: Scheduler, latent_shape: Sequence[int], **others: Any
+    ) -> CaptureInfo:
+        """capture.json of x0 `[C, F, H, W]` that was made so; `others` are its further fields."""
+        channels, frames, height, width = latent_shape
+        return CaptureInfo(
+            format_version=FORMAT_VERSION,
+            pipeline=self.path,
+            revision=self.revision,
+            pipeline_class=pipeline_class,
+            call=self.call,
+            scheduler=type(scheduler).__name__,
+            scheduler_config=plain_config(scheduler.config),
+            steps=self.steps,
+            guidance=self.guidance,
+            latent_shape=(channels, frames, height, width),
+            dtype="float16",
+            category_names=self.category_names,
+            versions={name: version(name) for name in ("lvd", "torch", "diffusers", "transformers")},
+            **others,
+        )
 
     def parts(self) -> dict[str, Any]:
         """What goes into the pipeline besides its repository."""

@@ -1,14 +1,13 @@
 """Import the files of the paper's public code, py85252876/UVD: its videos' latents become a capture."""
 
-import importlib.metadata
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lvd.capture.labels import read_uvd_labels
+from lvd.capture.labels import read_uvd_labels, with_splits
 from lvd.capture.prompts import PromptsFile, row_seed
 from lvd.capture.repair import DdimStep, ddim_steps, fitting_config, repair
 from lvd.capture.source import Source, load_pipeline
@@ -16,10 +15,10 @@ from lvd.capture.table import Row
 from lvd.capture.torch_file import open_tensor, read_numbers
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
-from lvd.latents.format import FORMAT_VERSION, X_PREV, X_T, CaptureInfo, Sample
-from lvd.latents.splits import assign_splits, default_prompt_id
+from lvd.latents.format import X_PREV, X_T, CaptureInfo, Sample
+from lvd.latents.splits import default_prompt_id
 from lvd.progress import progress
-from lvd.sampling.fingerprint import fingerprint, plain_config
+from lvd.sampling.fingerprint import fingerprint
 from lvd.sampling.pipelines import LAYOUT_OF
 from lvd.sampling.x0 import Scheduler
 
@@ -139,7 +138,10 @@ def import_uvd(
         _check_together(run, safe_run)
         videos += [_Video(safe_run, index, f"safe_{index:04d}", ()) for index in range(len(safe_run.x0))]
     test = None if held_out is None else _read_held_out(held_out, categories, labels)
-    samples = _with_splits(videos, test, seed)
+    test_rows = None
+    if test is not None:  # indices of labelled videos
+        test_rows = [row for row, video in enumerate(videos) if video.categories and video.index in test]
+    samples = with_splits([video.sample() for video in videos], seed, test_rows)
     scheduler, info = _describe(source, run, safe_run)
     steps = [] if run.xt is None else ddim_steps(scheduler, source.steps)
 
@@ -220,28 +222,8 @@ def _read_held_out(path: Path, categories: Mapping[int, tuple[str, ...]], labels
     return {int(number) for number in numbers}
 
 
-def _with_splits(videos: Sequence[_Video], test: Collection[int] | None, seed: int) -> list[Sample]:
-    """The samples of the videos; `test` are the indices of the labelled videos that are the test split."""
-    samples = [video.sample() for video in videos]
-    held_out = None
-    if test is not None:
-        held_out = [row for row, video in enumerate(videos) if video.categories and video.index in test]
-    splits = assign_splits(
-        [
-            video.sample_id if video.run.rows is None else s.prompt
-            for video, s in zip(videos, samples, strict=True)
-        ],
-        [sample.prompt_id for sample in samples],
-        [sample.categories for sample in samples],
-        seed,
-        held_out,
-    )
-    return [replace(sample, split=split) for sample, split in zip(samples, splits, strict=True)]
-
-
 def _describe(source: Source, run: _Run, safe: _Run | None) -> tuple[Scheduler, CaptureInfo]:
     """capture.json, and the scheduler that it names, which is not in use."""
-    channels, frames, height, width = run.x0.shape[2:]
     pipeline_class, networks = source.pipeline_class, {}
     if Path(source.path).is_dir():
         pipe = load_pipeline(source)
@@ -251,22 +233,12 @@ def _describe(source: Source, run: _Run, safe: _Run | None) -> tuple[Scheduler, 
     files = {"pred_x0": run.files.pred_x0, "pred_xt": run.files.pred_xt}
     if safe is not None:
         files |= {"safe_x0": safe.files.pred_x0, "safe_xt": safe.files.pred_xt}
-    return scheduler, CaptureInfo(
-        format_version=FORMAT_VERSION,
-        pipeline=source.path,
-        revision=source.revision,
-        pipeline_class=pipeline_class,
-        call=source.call,
-        scheduler=type(scheduler).__name__,
-        scheduler_config=plain_config(scheduler.config),
+    return scheduler, source.info(
+        pipeline_class,
+        scheduler,
+        run.x0.shape[2:],
         fingerprint=networks,
         layout=source.layout or LAYOUT_OF.get(pipeline_class, "BCFHW"),
-        steps=source.steps,
-        guidance=source.guidance,
-        latent_shape=(channels, frames, height, width),
-        dtype="float16",
-        category_names=source.category_names,
-        versions={name: importlib.metadata.version(name) for name in ("lvd", "torch", "diffusers")},
         x0_from=X_PREV if run.xt is None else X_T,
         imported={name: path.stat().st_size for name, path in files.items() if path is not None},
     )
