@@ -470,6 +470,8 @@ def test_the_log_is_written_before_the_videos_are_handed_out(
     pipe = StubPipeline()
     guard = stub_guard(pipe, flags(False), audit=AuditLog(path))
     taken: list[int] = []
-    monkeypatch.setattr("lvd.guard.guard._own_copy", lambda video: (taken.append(verify(path)[0]), video)[1])
+    monkeypatch.setattr(
+        "lvd.guard.pipeline._own_copy", lambda video: (taken.append(verify(path)[0]), video)[1]
+    )
     guard(pipe, prompt="one")
     assert taken == [1]

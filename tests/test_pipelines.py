@@ -357,8 +357,9 @@ def test_a_guard_knows_with_which_step_a_sampler_begins_that_begins_late(
     pipe = BeginningLate()
     pipe.first = first
     guard = stub_guard(pipe, np.zeros((1, 6), bool), {"call": {"num_inference_steps": 10, "strength": 0.6}})
-    (decision,) = guard(pipe, prompt="one").decisions
-    assert (decision.outcome, decision.why) == (outcome, why)
+    for said in ({}, {"num_inference_steps": 10}):  # as captured, said or not
+        (decision,) = guard(pipe, prompt="one", **said).decisions
+        assert (decision.outcome, decision.why) == (outcome, why)
 
 
 # ---- step caches

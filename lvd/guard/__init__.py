@@ -5,15 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvd.guard.audit import AuditLog
-    from lvd.guard.guard import Guard, GuardResult
-    from lvd.guard.watch import Decision
+    from lvd.guard.guard import Guard
+    from lvd.guard.pipeline import GuardResult
+    from lvd.guard.session import Decision, Session, Verdict
 
-__all__ = ["AuditLog", "Decision", "Guard", "GuardResult"]
+_HOMES = {
+    "AuditLog": "audit",
+    "Decision": "session",
+    "Guard": "guard",
+    "GuardResult": "pipeline",
+    "Session": "session",
+    "Verdict": "session",
+}
+__all__ = ["AuditLog", "Decision", "Guard", "GuardResult", "Session", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is: to verify a log, nobody waits for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module("lvd.guard.audit" if name == "AuditLog" else "lvd.guard.guard")
-    return getattr(module, name)
+    return getattr(importlib.import_module(f"lvd.guard.{_HOMES[name]}"), name)

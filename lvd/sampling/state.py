@@ -1,29 +1,20 @@
-"""What a call leaves behind in the parts of a pipeline that it steps."""
+"""What a sampling leaves behind in the parts of a pipeline that it steps."""
 
 from typing import Any
 
-from lvd.sampling.fingerprint import Pipeline
-
-# Multistep schedulers keep the x0 or noise of the last steps, some guiders the mean of their predictions.
-_KEEPERS = ("scheduler", "guider")
-
 
 class StateBefore:
-    """The attributes that a pipeline's scheduler and guider have now, for those that may hold latents later.
+    """The attributes that a scheduler or guider has now, for those that may hold latents later.
 
+    Multistep schedulers keep the x0 or noise of the last steps, some guiders the mean of their predictions.
     Lists, dictionaries and sets are copied, since schedulers change theirs in place. Tensors are not, and
     none is ever written to: a latent that was handed out may share the memory of one that is let go.
     """
 
-    def __init__(self, pipe: Pipeline) -> None:
-        parts = [getattr(pipe, name, None) for name in _KEEPERS]
-        parts += [
-            inner for part in parts if part is not None for inner in vars(part).values() if _steps(inner)
-        ]
+    def __init__(self, part: Any) -> None:
+        parts = [part, *(inner for inner in vars(part).values() if _steps(inner))]
         self._kept = [
-            (part, {name: _copied(value) for name, value in vars(part).copy().items()})
-            for part in parts
-            if part is not None
+            (part, {name: _copied(value) for name, value in vars(part).copy().items()}) for part in parts
         ]
 
     def give_back(self) -> None:

@@ -1,0 +1,123 @@
+"""A pipeline of diffusers under a session: the call, its scheduler's steps, its videos."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lvd.errors import LvdError
+from lvd.guard.match import pipeline_mismatches, refuse_arguments, repeats_of
+from lvd.guard.session import Decision, Session
+from lvd.sampling.call import call_arguments, prompt_argument
+from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.pipelines import check_supported
+from lvd.sampling.tap import StepCall, intercept_step
+
+if TYPE_CHECKING:
+    from lvd.guard.guard import Guard
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """One entry a sample, in the pipeline's order."""
+
+    videos: list[Any]  # in the form of `output_type`; None where nothing was released
+    decisions: list[Decision]
+
+
+class _Stopped(BaseException):
+    """Nothing of this batch will be released. Not an Exception: a pipeline must not catch it."""
+
+
+def call_under_guard(
+    guard: "Guard",
+    pipe: Pipeline,
+    prompt: str | Sequence[str] | None,
+    arguments: Mapping[str, Any],
+    *,
+    wait_seconds: float,
+) -> GuardResult:
+    """Call `pipe(prompt=prompt, **arguments)` in a session of `guard`, which says what it raises."""
+    info = guard.bundle.info
+    check_supported(pipe)
+    refuse_arguments(pipe, arguments)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    given = prompt_argument(pipe, prompts) if prompts else {}
+    prompts = prompts or [""] * _images(arguments)
+    if not prompts:
+        raise LvdError("there is no prompt: give one, or a list of them")
+    call = {key: value for key, value in arguments.items() if value is not None}
+    call = call_arguments(pipe, info.steps, info.guidance, info.call, len(prompts), call)
+    session = guard.session(
+        samples=len(prompts) * repeats_of(arguments),
+        steps=_steps(info.steps, info.call, arguments),
+        prompts=[prompt for prompt in prompts for _ in range(repeats_of(arguments))],
+        begins_late="strength" in call,
+        mismatches=pipeline_mismatches(info, pipe, arguments),
+    )
+
+    def around(step: StepCall) -> Any:
+        """Check a step, then let the scheduler make it; what is blocked does not come out of it."""
+        session.check_call(step)
+        if session.stopped:
+            raise _Stopped
+        output = step.proceed()
+        if session.blocked and not session.blank_output(output):
+            raise _Stopped
+        return output
+
+    with intercept_step(pipe.scheduler, around, wait_seconds=wait_seconds), session:
+        session.clear_when_withheld(pipe.scheduler)
+        if getattr(pipe, "guider", None) is not None:
+            session.clear_when_withheld(pipe.guider)
+        videos, decisions = _sample(pipe, {**given, **call}, session)
+    released = [_own_copy(videos[row]) if d.released else None for row, d in enumerate(decisions)]
+    return GuardResult(released, decisions)
+
+
+def _sample(pipe: Pipeline, call: Mapping[str, Any], session: Session) -> tuple[Any, list[Decision]]:
+    """The videos of a call and what is decided of them. What the pipeline raises is recorded, and goes on."""
+    try:
+        output = pipe(return_dict=False, **call)
+    except _Stopped:
+        _free_hooks(pipe)
+        # Stopped by this session, nothing is left to fail.
+        return None, session.abort("the sampling was stopped by another guard")
+    except BaseException as error:
+        _free_hooks(pipe)
+        session.abort(f"the pipeline raised {type(error).__name__}")
+        raise
+    # Stable Video Diffusion alone returns the videos themselves, and no tuple.
+    videos = output[0] if isinstance(output, tuple) else output
+    return videos, session.close(videos=len(videos))
+
+
+def _steps(captured: int, captured_call: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
+    """How many steps run: those of the capture, unless the call asks for another number."""
+    asked: int | None = arguments.get("num_inference_steps")
+    if asked in (None, captured_call.get("num_inference_steps", captured)):
+        return captured
+    return asked
+
+
+def _images(arguments: Mapping[str, Any]) -> int:
+    """How many images a call without prompts is given."""
+    given = arguments.get("image")
+    if isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim == 4):
+        return len(given)
+    return int(given is not None)
+
+
+def _free_hooks(pipe: Pipeline) -> None:
+    """What a pipeline does at its end when it gets there: send offloaded models back."""
+    free = getattr(pipe, "maybe_free_model_hooks", None)
+    if free is not None:
+        free()
+
+
+def _own_copy(video: Any) -> Any:
+    """A video that keeps no view of the others of its batch."""
+    if isinstance(video, Tensor):
+        return video.clone()
+    return video.copy() if hasattr(video, "copy") else video

@@ -1,0 +1,43 @@
+"""Whether the calls of `scheduler.step` that are heard are those of one run, each once and in order."""
+
+from torch import Tensor
+
+from lvd.errors import LvdError
+from lvd.sampling.x0 import Scheduler, Timestep, step_timesteps
+
+
+class StepOrder:
+    """Follows one run of `steps` denoising steps, from the first call of `scheduler.step` to the last.
+
+    begins_late: a video is only noised in part, and the first steps of the schedule are left out.
+    """
+
+    def __init__(self, steps: int, *, begins_late: bool) -> None:
+        self._steps = steps
+        self._begins_late = begins_late
+        self._timesteps: Tensor | None = None  # of the scheduler, from the first step to the last
+        self._call = -1  # of scheduler.step; samplers of second order make two in a step
+
+    def check(self, scheduler: Scheduler, timestep: Timestep, step: int) -> None:
+        """The next call, in denoising step `step` (from 0).
+
+        Raises:
+            LvdError: another timestep should come, or none, or the scheduler was set anew.
+        """
+        self._call += 1
+        timesteps = scheduler.timesteps
+        if self._timesteps is None:
+            self._timesteps = timesteps
+        if timesteps is not self._timesteps:
+            raise LvdError("the scheduler was set to other timesteps in the middle of the call")
+        steps = len(step_timesteps(scheduler))
+        if self._begins_late and steps > self._steps:
+            timesteps = timesteps[(steps - self._steps) * getattr(scheduler, "order", 1) :]
+            steps = self._steps
+        if steps != self._steps or step >= steps or self._call >= len(timesteps):
+            raise LvdError(f"the scheduler has {steps} steps, not {self._steps}, or one came again")
+        expected = float(timesteps[self._call])
+        if float(timestep) != expected:
+            raise LvdError(
+                f"timestep {float(timestep):g} where {expected:g} should come: a step was skipped or repeated"
+            )
