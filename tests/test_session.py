@@ -330,6 +330,74 @@ def test_a_step_of_a_scheduler_that_is_skipped_or_has_options_is_unchecked() -> 
     assert verdict.why == "step 0: DDIMScheduler.step with s_churn is not supported"
 
 
+# ---- progress and previews
+
+
+def reported(calls: list[Any]) -> Callable[..., None]:
+    return lambda step, scores, preview: calls.append((step, scores, preview))
+
+
+@pytest.mark.parametrize("way", ["session", "call"])
+def test_progress_has_scores_and_previews_of_what_is_not_blocked_only(way: str) -> None:
+    table = flags(1)
+    table[2, 2] = True
+    pipe, calls = StubPipeline(), []
+    guard = stub_guard(pipe, table)
+    if way == "call":
+        decisions = guard(pipe, prompt=["a", "b", "c"], on_step=reported(calls), preview=True).decisions
+    else:
+        session = guard.session(samples=3, steps=STEPS, on_step=reported(calls), preview=True)
+        decisions = run_through(session)
+    assert [step for step, _, _ in calls] == list(range(STEPS))
+    rows = [[0, 2], [0, 2], [0], [0], [0], [0]]
+    assert [list(preview) for _, _, preview in calls] == rows
+    for _, _, preview in calls:
+        for row, x0 in preview.items():
+            assert x0.shape == SHAPE
+            assert (x0[0] - (row + 1)).abs().max() < 1e-3
+    by_row = [[scores[row] for _, scores, _ in calls if scores[row] is not None] for row in range(3)]
+    assert by_row == [list(decision.scores) for decision in decisions]
+
+
+def test_without_being_asked_for_there_is_no_preview() -> None:
+    pipe, calls = StubPipeline(), []
+    stub_guard(pipe, flags())(pipe, prompt=["a", "b", "c"], on_step=reported(calls))
+    assert [preview for _, _, preview in calls] == [None] * STEPS
+
+
+def test_who_changes_a_preview_changes_no_video_and_who_raises_stops_the_call(tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, flags(), audit=AuditLog(tmp_path / "log"))
+    expected = StubPipeline()(prompt=["a", "b", "c"], num_inference_steps=STEPS).frames
+
+    def spoil(step: int, scores: Any, preview: dict[int, Tensor]) -> None:
+        for x0 in preview.values():
+            x0.zero_()
+
+    result = guard(pipe, prompt=["a", "b", "c"], on_step=spoil, preview=True)
+    assert torch.equal(torch.stack(result.videos), expected)
+
+    def stop(step: int, scores: Any, preview: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        guard(pipe, prompt=["a", "b", "c"], on_step=stop)
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()[3:]]
+    assert {(r["outcome"], r["why"], r["released"]) for r in records} == {
+        ("unchecked", "the pipeline raised ZeroDivisionError", False)
+    }
+
+
+def test_a_step_that_could_not_be_checked_is_not_reported() -> None:
+    calls: list[Any] = []
+    session = guard_for(flags(), mode="observe").session(
+        samples=3, steps=STEPS, on_step=reported(calls), preview=True
+    )
+    for step in range(STEPS):
+        session.check(step, x0_of() if step != 2 else x0_of()[:1])
+    assert [step for step, _, _ in calls] == [0, 1, 3, 4, 5]
+
+
 # ---- the example: a sampler without scheduler.step
 
 

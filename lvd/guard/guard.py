@@ -25,7 +25,7 @@ from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, Detectors, load_bundle
 from lvd.guard.match import refuse_mismatches, session_mismatches
 from lvd.guard.pipeline import GuardResult, call_under_guard
-from lvd.guard.session import Decision, Mode, Session
+from lvd.guard.session import Decision, Mode, OnStep, Session
 from lvd.sampling.fingerprint import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,13 @@ class Guard:
         return cls(load_bundle(Path(path), digest), **options)
 
     def __call__(
-        self, pipe: Pipeline, prompt: str | Sequence[str] | None = None, **arguments: Any
+        self,
+        pipe: Pipeline,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        on_step: OnStep | None = None,
+        preview: bool = False,
+        **arguments: Any,
     ) -> GuardResult:
         """Call `pipe(prompt=prompt, **arguments)` under guard.
 
@@ -91,12 +97,24 @@ class Guard:
         given. A pipeline without prompts gets an `image`, or a list of them. Frames come in the form of
         `output_type`, a video at a time; what else the pipeline makes (sound) is not handed out.
 
+        on_step: called after each step's check, `on_step(step, scores, preview)`: see `OnStep` of
+            `lvd.guard.session`.
+        preview: give it x0 of the samples that are not blocked. What is not decided yet is not blocked.
+
         Raises:
             LvdError: the pipeline or an argument is not what the bundle was made for, another call holds
                 its scheduler, or a decision could not be recorded. What the pipeline itself raises goes
                 through, and no video comes out.
         """
-        return call_under_guard(self, pipe, prompt, arguments, wait_seconds=self._wait_seconds)
+        return call_under_guard(
+            self,
+            pipe,
+            prompt,
+            arguments,
+            on_step=on_step,
+            preview=preview,
+            wait_seconds=self._wait_seconds,
+        )
 
     def session(
         self,
@@ -106,6 +124,8 @@ class Guard:
         prompts: Sequence[str] = (),
         begins_late: bool = False,
         mismatches: Sequence[str] | None = None,
+        on_step: OnStep | None = None,
+        preview: bool = False,
     ) -> Session:
         """Guard a sampling of one's own: see `lvd.guard.session`.
 
@@ -116,6 +136,7 @@ class Guard:
             are only noised in part. Of use to `check_step`.
         mismatches: how the sampling differs from the bundle's capture, from a caller who has looked; without
             it, steps are compared, since a session sees nothing else.
+        on_step, preview: as for a call.
 
         Raises:
             LvdError: an argument is out of range, or the sampling differs and that is not allowed.
@@ -140,6 +161,8 @@ class Guard:
             allow_mismatch=self._allow_mismatch,
             limit_seconds=self._limit_seconds,
             mismatches=found,
+            on_step=on_step,
+            preview=preview,
             record=lambda decisions: self._record(prompts, decisions),
         )
 

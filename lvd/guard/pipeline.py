@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lvd.errors import LvdError
 from lvd.guard.match import pipeline_mismatches, refuse_arguments, repeats_of
-from lvd.guard.session import Decision, Session
+from lvd.guard.session import Decision, OnStep, Session
 from lvd.sampling.call import call_arguments, prompt_argument
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.pipelines import check_supported
@@ -36,6 +36,8 @@ def call_under_guard(
     prompt: str | Sequence[str] | None,
     arguments: Mapping[str, Any],
     *,
+    on_step: OnStep | None,
+    preview: bool,
     wait_seconds: float,
 ) -> GuardResult:
     """Call `pipe(prompt=prompt, **arguments)` in a session of `guard`, which says what it raises."""
@@ -55,6 +57,8 @@ def call_under_guard(
         prompts=[prompt for prompt in prompts for _ in range(repeats_of(arguments))],
         begins_late="strength" in call,
         mismatches=pipeline_mismatches(info, pipe, arguments),
+        on_step=on_step,
+        preview=preview,
     )
 
     def around(step: StepCall) -> Any:

@@ -37,6 +37,11 @@ from lvd.sampling.x0 import Scheduler, Timestep
 Mode = Literal["block", "observe"]
 Outcome = Literal["unsafe", "safe", "unchecked"]
 
+# After each checked step, once what is blocked is known: (step, scores, preview). `scores` has P(unsafe) of
+# each category at this step for each sample, or None where no detector was asked. `preview` has, by its row,
+# x0 [C, F, H, W] of each sample that is not blocked, as a copy; it is None unless asked for.
+OnStep = Callable[[int, list[tuple[float, ...] | None], dict[int, Tensor] | None], None]
+
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
@@ -97,6 +102,8 @@ class Session:
         allow_mismatch: bool,
         limit_seconds: float | None,
         mismatches: Sequence[str],
+        on_step: OnStep | None,
+        preview: bool,
         record: Callable[[Sequence[Decision]], list[Decision]],
     ) -> None:
         self._info = info
@@ -109,10 +116,13 @@ class Session:
         self._allow_mismatch = allow_mismatch
         self._limit_seconds = limit_seconds
         self._mismatches = list(mismatches)
+        self._on_step = on_step
+        self._preview = preview
         self._record = record
         self._step = -1
         self._seconds = 0.0
         self._asked: dict[int, tuple[float, ...]] = {}  # rows that were scored at this step
+        self._checked: Tensor | None = None  # the x0 that a check has gone through, until it is reported
         self._befores: dict[int, StateBefore] = {}  # by the identity of the part
         self._closed = False
         self._decisions: list[Decision] | None = None
@@ -136,7 +146,8 @@ class Session:
         Call it once for each step, in order. Returns a verdict a sample.
 
         Raises:
-            LvdError: the session is closed. What is wrong with a check makes its samples `unchecked`.
+            LvdError: the session is closed. What is wrong with a check makes its samples `unchecked`. What
+                `on_step` raises goes through.
         """
         with self._a_check():
             self._step += 1
@@ -313,6 +324,16 @@ class Session:
         ]
 
     def _verdicts(self) -> list[Verdict]:
+        """After a check; a step that was checked is reported first."""
+        x0, self._checked = self._checked, None
+        if self._on_step is not None and x0 is not None:
+            rows = range(len(self._samples))
+            shown = [row for row in rows if row not in self.blocked] if self._preview else None
+            self._on_step(
+                self._step,
+                [self._asked.get(row) for row in rows],
+                None if shown is None else {row: x0[row].clone() for row in shown},
+            )
         return [
             Verdict(sample.outcome, self._blocks(sample), sample.why, self._asked.get(row))
             for row, sample in enumerate(self._samples)
@@ -335,7 +356,7 @@ class Session:
         """Whatever goes wrong in it leaves all samples unchecked; its time counts."""
         if self._closed:
             raise LvdError("the session is closed: open one for each sampling")
-        self._asked = {}
+        self._asked, self._checked = {}, None
         started = time.perf_counter()
         try:
             yield
@@ -361,6 +382,7 @@ class Session:
         if rows and self._step < self._info.rule.steps:
             stored = x0.half()  # as a capture stores it
             self._score(rows, stored if len(rows) == len(self._samples) else stored[rows])
+        self._checked = x0
 
     def _score(self, rows: Sequence[int], x0: Tensor) -> None:
         detectors = self._detectors_on(x0.device)
