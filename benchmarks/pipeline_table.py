@@ -23,7 +23,7 @@ from pipeline_runs import (
     guard,
     is_what_it_heard,
 )
-from pipelines import TINY, UNPROVED, Tiny
+from pipelines import TINY, Tiny
 
 from lvd.sampling.pipelines import REFUSED
 
@@ -58,7 +58,6 @@ def main() -> None:
     print("\n| refused | because |\n|---|---|")
     for name, reason in REFUSED.items():
         print(f"| {name} | {reason} |")
-    print(f"\nNot proved, and refused without `pipeline.layout`: {', '.join(UNPROVED)}.")
 
 
 if __name__ == "__main__":

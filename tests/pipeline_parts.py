@@ -7,6 +7,7 @@ import tiny
 import transformers
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from torch import nn
+from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig
 
 HEIGHT, BREADTH = 32, 64  # pixels of every video's frames
 WIDTH = 32  # of every text encoder
@@ -57,6 +58,10 @@ def clip_vision(width: int, size: int = HEIGHT) -> Any:
 
 def image_processor() -> Any:
     return transformers.CLIPImageProcessor(crop_size=HEIGHT, size=HEIGHT)
+
+
+def siglip_processor() -> Any:
+    return transformers.SiglipImageProcessor(size={"height": HEIGHT, "width": HEIGHT})
 
 
 # ---- autoencoders
@@ -377,6 +382,154 @@ def hunyuan_15() -> dict[str, Any]:
         "tokenizer_2": glyphs,
         "guider": diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
     }
+
+
+def hunyuan_image(*, token_replace: bool) -> dict[str, Any]:
+    """Of the two ways to give the image: in further channels, or as the first frame."""
+    text = hunyuan_text()
+    image_token = len(text["tokenizer"])
+    llava = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(
+            vocab_size=image_token + 1,
+            hidden_size=16,
+            intermediate_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=3,
+            pad_token_id=text["tokenizer"].pad_token_id,
+        ),
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            projection_dim=8,
+            num_attention_heads=2,
+            num_hidden_layers=2,
+            image_size=HEIGHT,
+            patch_size=HEIGHT // 2,
+        ),
+        image_token_index=image_token,
+        image_seq_length=4,
+        pad_token_id=text["tokenizer"].pad_token_id,
+    )
+    return {
+        **text,
+        "text_encoder": transformers.LlavaForConditionalGeneration(llava),
+        "image_processor": image_processor(),
+        "transformer": hunyuan_transformer(
+            in_channels=4 if token_replace else 9,
+            image_condition_type="token_replace" if token_replace else "latent_concat",
+        ),
+        "vae": hunyuan_vae(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+    }
+
+
+def hunyuan_skyreels() -> dict[str, Any]:
+    return {**hunyuan(), "transformer": hunyuan_transformer(in_channels=8)}
+
+
+def hunyuan_15_image() -> dict[str, Any]:
+    parts = hunyuan_15()
+    config = {**parts["transformer"].config, "task_type": "i2v"}
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=12,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=HEIGHT,
+        patch_size=HEIGHT // 2,
+    )
+    return {
+        **parts,
+        "transformer": diffusers.HunyuanVideo15Transformer3DModel.from_config(config),
+        "image_encoder": transformers.SiglipVisionModel(vision),
+        "feature_extractor": siglip_processor(),
+    }
+
+
+def motif(*, image: bool = False) -> dict[str, Any]:
+    tokenizer = tiny.build_tokenizer()
+    text = {
+        **{"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "dropout_rate": 0.0},
+        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")},
+    }
+    vision = {
+        **{"hidden_size": 12, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"image_size": HEIGHT, "patch_size": HEIGHT // 2},
+    }
+    config = T5Gemma2EncoderConfig(text_config=text, vision_config=vision)
+    return {
+        "text_encoder": transformers.T5Gemma2Encoder(config),
+        "tokenizer": tokenizer,
+        "feature_extractor": siglip_processor(),
+        "transformer": diffusers.MotifVideoTransformer3DModel(
+            in_channels=33,
+            out_channels=16,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            num_layers=1,
+            num_single_layers=1,
+            text_embed_dim=16,
+            image_embed_dim=12 if image else None,
+            rope_axes_dim=(4, 4, 4),
+        ),
+        "vae": wan_vae(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "guider": diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+    }
+
+
+def easyanimate() -> dict[str, Any]:
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'][0]['text'] }} {% endfor %}"
+    bert = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+    )
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": transformers.BertModel(bert),
+        "transformer": diffusers.EasyAnimateTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            patch_size=2,
+            num_layers=1,
+            time_embed_dim=8,
+            text_embed_dim=16,
+        ),
+        "vae": diffusers.AutoencoderKLMagvit(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=2,
+        ),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def pia() -> dict[str, Any]:
+    tokenizer, text_encoder = clip()
+    unet = diffusers.UNetMotionModel(
+        in_channels=9,  # the latent, a mask and the image
+        out_channels=4,
+        sample_size=HEIGHT // 8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlockMotion", "CrossAttnDownBlockMotion"),
+        up_block_types=("CrossAttnUpBlockMotion", "UpBlockMotion"),
+        cross_attention_dim=WIDTH,
+        num_attention_heads=2,
+        motion_num_attention_heads=2,
+        motion_max_seq_length=8,
+        norm_num_groups=2,
+    )
+    return animatediff(vae=image_vae(), text_encoder=text_encoder, tokenizer=tokenizer, unet=unet)
 
 
 def kandinsky() -> dict[str, Any]:

@@ -18,13 +18,19 @@ from pipeline_parts import (
     animatediff_sdxl,
     animatediff_to_adapt,
     cogvideox,
+    easyanimate,
     hunyuan,
     hunyuan_15,
+    hunyuan_15_image,
+    hunyuan_image,
+    hunyuan_skyreels,
     kandinsky,
     latte,
     ltx,
     ltx2,
     mochi,
+    motif,
+    pia,
     sana_video,
     stable_video_diffusion,
     text_to_video_sd,
@@ -84,6 +90,12 @@ FRAMES_8 = {"num_frames": 8, "height": HEIGHT, "width": BREADTH}
 FRAMES_9 = {"num_frames": 9, "height": HEIGHT, "width": BREADTH}
 SHORT = {"max_sequence_length": 16}  # so many tokens of text
 TEMPLATE = {"prompt_template": {"template": "{}", "crop_start": 0}}
+IMAGE_TEMPLATE = {
+    "prompt_template": {
+        **TEMPLATE["prompt_template"],
+        **{"image_emb_len": 4, "image_emb_start": 5, "image_emb_end": 9, "double_return_token_id": 0},
+    }
+}
 
 
 TINY = (
@@ -105,6 +117,7 @@ TINY = (
         {"height": HEIGHT, "width": BREADTH, "strength": 0.5, "num_inference_steps": 8},
         inputs="video",
     ),
+    Tiny("PIAPipeline", pia, (4, 8, 4, 8), FRAMES_8, inputs="image"),
     Tiny("CogVideoXPipeline", cogvideox, (4, 3, 4, 8), {**FRAMES_9, **SHORT}),
     Tiny(
         "CogVideoXPipeline, DPM",
@@ -148,6 +161,13 @@ TINY = (
         inputs="video",
     ),
     Tiny(
+        "LucyEditPipeline",
+        lambda: wan(transformer=wan_transformer(in_channels=32)),
+        (16, 2, 4, 8),
+        {**FRAMES_8, **SHORT},
+        inputs="video",
+    ),
+    Tiny(
         "SkyReelsV2Pipeline",
         lambda: wan(transformer=wan_transformer("SkyReelsV2Transformer3DModel")),
         (16, 3, 4, 8),
@@ -174,8 +194,47 @@ TINY = (
         guidance=None,
         batch_size=1,  # its autoencoder decodes one video at a time
     ),
+    Tiny(
+        "HunyuanVideoImageToVideoPipeline",
+        lambda: hunyuan_image(token_replace=False),
+        (4, 3, 4, 8),
+        {**FRAMES_9, **SHORT, **IMAGE_TEMPLATE},
+        inputs="image",
+    ),
+    Tiny(
+        "HunyuanVideoImageToVideoPipeline, token replaced",
+        lambda: hunyuan_image(token_replace=True),
+        (4, 2, 4, 8),
+        {**FRAMES_9, **SHORT, **IMAGE_TEMPLATE},
+        inputs="image",
+    ),
+    Tiny(
+        "HunyuanSkyreelsImageToVideoPipeline",
+        hunyuan_skyreels,
+        (4, 3, 4, 8),
+        {**FRAMES_9, **SHORT, **TEMPLATE, "true_cfg_scale": 2.0},
+        inputs="image",
+    ),
+    Tiny(
+        "HunyuanVideo15ImageToVideoPipeline",
+        hunyuan_15_image,
+        (4, 5, 3, 5),  # it chooses a size by the image
+        {"num_frames": 9},
+        inputs="image",
+        guidance=None,
+    ),
     Tiny("Kandinsky5T2VPipeline", kandinsky, (4, 3, 4, 8), {**FRAMES_9, "max_sequence_length": 1024}),
     Tiny("MochiPipeline", mochi, (12, 2, 4, 8), {**FRAMES_8, "num_frames": 7, **SHORT}),
+    Tiny("MotifVideoPipeline", motif, (16, 3, 4, 8), {**FRAMES_9, **SHORT}, guidance=None),
+    Tiny(
+        "MotifVideoImage2VideoPipeline",
+        lambda: motif(image=True),
+        (16, 3, 4, 8),
+        {**FRAMES_9, **SHORT},
+        inputs="image",
+        guidance=None,
+    ),
+    Tiny("EasyAnimatePipeline", easyanimate, (4, 3, 4, 8), FRAMES_9),
     Tiny(
         "LattePipeline",
         latte,
@@ -225,30 +284,4 @@ TINY = (
         inputs="image",
     ),
     Tiny("TextToVideoSDPipeline", text_to_video_sd, (4, 3, 4, 8), {**FRAMES_8, "num_frames": 3}),
-)
-
-# The video classes of diffusers 0.42 that lvd has not run, and knows no reason to refuse: they need
-# pipeline.layout=, and their captures and bundles say so.
-UNPROVED = (
-    "ChronoEditPipeline",
-    "ConsisIDPipeline",
-    "Cosmos2VideoToWorldPipeline",
-    "Cosmos2_5_PredictBasePipeline",
-    "Cosmos3OmniPipeline",
-    "EasyAnimateInpaintPipeline",
-    "EasyAnimatePipeline",
-    "HunyuanSkyreelsImageToVideoPipeline",
-    "HunyuanVideo15ImageToVideoPipeline",
-    "HunyuanVideoImageToVideoPipeline",
-    "I2VGenXLPipeline",
-    "Kandinsky5I2VPipeline",
-    "Kandinsky6TI2VAPipeline",
-    "LTX2DFRPipeline",
-    "LTX2DFRTemporalRefinePipeline",
-    "LucyEditPipeline",
-    "MotifVideoImage2VideoPipeline",
-    "MotifVideoPipeline",
-    "PIAPipeline",
-    "VideoToVideoSDPipeline",
-    "WanVACEPipeline",
 )

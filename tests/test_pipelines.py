@@ -32,7 +32,7 @@ from pipeline_runs import (
     tiny_source,
     write_prompts,
 )
-from pipelines import TINY, UNPROVED, Tiny, picture
+from pipelines import TINY, Tiny, picture
 
 from lvd.capture.inputs import load_inputs
 from lvd.capture.prompts import PromptsFile, read_prompts
@@ -101,10 +101,8 @@ def test_every_known_pipeline_is_run() -> None:
     assert {tiny.pipeline_class for tiny in TINY} == set(LAYOUT_OF)
 
 
-def test_what_is_known_and_what_is_refused_is_in_diffusers() -> None:
+def test_what_is_known_is_not_refused() -> None:
     assert not set(LAYOUT_OF) & set(REFUSED)
-    for name in (*LAYOUT_OF, *REFUSED):
-        assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline), name
 
 
 # ---- layouts
@@ -214,11 +212,9 @@ def test_a_layout_that_is_the_class_s_own_is_not_by_hand_and_old_captures_do_not
     assert read_info(captured.capture).layout_given is False
 
 
-def test_every_video_class_of_diffusers_is_supported_or_refused_or_known_as_unproved() -> None:
-    """A release of diffusers that has others fails here: each new class wants to be read, or tried."""
-    known = {*LAYOUT_OF, *REFUSED, *UNPROVED}
-    assert len(known) == len(LAYOUT_OF) + len(REFUSED) + len(UNPROVED)
-    assert video_classes() == known
+def test_every_video_class_of_diffusers_is_supported_or_refused_with_a_reason() -> None:
+    """A release of diffusers that has others fails here: each new class wants to be read, and tried."""
+    assert video_classes() == {*LAYOUT_OF, *REFUSED}
 
 
 def video_classes() -> set[str]:
@@ -491,7 +487,7 @@ def test_a_pipeline_makes_as_many_videos_of_a_prompt_as_it_is_known_to(tiny: Tin
     try:
         videos = pipe(**call)
         made = len(videos[0] if isinstance(videos, tuple) else videos)
-    except RuntimeError:  # shapes that do not fit
+    except (AssertionError, RuntimeError):  # shapes that do not fit
         made = 0
     assert makes_one_of_a_prompt(pipe) == (made != 2)
 
@@ -849,5 +845,4 @@ def test_the_docs_list_every_file_pipeline_and_refusal() -> None:
             "yes",
         ]
     assert {row[0]: row[1] for row in rows if row[0] in REFUSED} == REFUSED
-    assert f": {', '.join(UNPROVED)}. So is" in " ".join(text.split())
     assert {row[0] for row in rows if row[0].endswith("Scheduler")} == set(supported())
