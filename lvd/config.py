@@ -61,6 +61,7 @@ class PipelineConfig:
     vae_tiling: bool = False  # decode and encode in tiles
     loras: list[LoraConfig] = field(default_factory=list)
     free_noise: dict[str, Any] | None = None  # AnimateDiff: arguments of enable_free_noise, for long videos
+    step_cache: dict[str, Any] | None = None  # enable_cache: `config`, its class, and its options
     layout: str | None = None  # the axes of the latent that the scheduler steps; null: by the class
     steps: int = 50
     guidance: float | None = 7.5  # null: the pipeline takes none

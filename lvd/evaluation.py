@@ -489,6 +489,7 @@ def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> Bun
                 "latent_shape",
                 "x0_from",
                 "layout_given",
+                "step_caches",
             )
         },
     )

@@ -115,6 +115,7 @@ def tiny_source(tiny: Tiny, directory: Path) -> Source:
         free_noise=tiny.free_noise,
         vae_tiling=tiny.vae_tiling,
         loras=tiny.loras,
+        step_cache=tiny.step_cache,
         layout=tiny.layout,
     )
 

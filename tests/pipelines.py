@@ -59,6 +59,7 @@ class Tiny:
     free_noise: dict[str, Any] | None = None
     vae_tiling: bool = False
     loras: tuple[dict[str, Any], ...] = ()
+    step_cache: dict[str, Any] | None = None
     layout: str | None = None  # its class's own
 
     @property

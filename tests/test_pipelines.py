@@ -46,6 +46,7 @@ from lvd.guard import Guard
 from lvd.guard.bundle import Bundle, export_bundle
 from lvd.latents import writer
 from lvd.latents.format import CaptureInfo, read_info, read_samples
+from lvd.sampling.caches import step_caches
 from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument, takes
 from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.layout import LAYOUTS, to_BCFHW
@@ -56,7 +57,6 @@ from lvd.sampling.pipelines import (
     grid_of,
     layout_of,
     makes_one_of_a_prompt,
-    refuse_step_caches,
 )
 from lvd.sampling.x0 import supported
 
@@ -391,12 +391,78 @@ def test_a_cache_that_the_capture_had_not_is_refused_until_it_is_off(cache: str)
     told = f"the transformer caches steps ({cache}), and the capture's did not"
     with pytest.raises(LvdError, match=re.escape(told)):
         guard(pipe, prompt="one")
-    with pytest.raises(LvdError, match=re.escape(f"the transformer of {CACHING} caches steps ({cache})")):
-        refuse_step_caches(pipe)
     pipe.transformer.disable_cache()
-    refuse_step_caches(pipe)
     with pytest.raises(Passed):
         guard(pipe, prompt="one")
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_cache_that_the_capture_had_is_asked_for(cache: str) -> None:
+    pipe = by_name(CACHING).build()
+    pipe.transformer.enable_cache(getattr(diffusers, cache)(**CACHES[cache]))
+    known = step_caches(pipe)
+    assert known == json.loads(json.dumps(known))
+    bundle = random_guarded(pipe)
+    guard = Guard(replace(bundle, info=replace(bundle.info, step_caches=known)))
+    with pytest.raises(Passed):
+        guard(pipe, prompt="one")
+    pipe.transformer.disable_cache()
+    told = f"the transformer caches no steps, and the capture's did ({cache})"
+    with pytest.raises(LvdError, match=re.escape(told)):
+        guard(pipe, prompt="one")
+
+
+def test_another_option_of_a_cache_is_refused() -> None:
+    pipe = by_name(CACHING).build()
+    bundle = random_guarded(pipe)
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    known = {"transformer": {"config": "FirstBlockCacheConfig", "threshold": 0.2}}
+    guard = Guard(replace(bundle, info=replace(bundle.info, step_caches=known)))
+    with pytest.raises(LvdError, match=r"the transformer's step cache's threshold is 0\.1, not 0\.2"):
+        guard(pipe, prompt="one")
+
+
+def test_a_capture_records_its_cache_and_its_guard_works_under_the_same(tmp_path: Path) -> None:
+    tiny = by_name(CACHING)
+    plain = capture(tiny, tmp_path)
+    options = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": [0, 1000]}
+    step_cache = {"config": "PyramidAttentionBroadcastConfig", **options}
+    (tmp_path / "cached").mkdir()
+    cached = capture(replace(tiny, step_cache=step_cache), tmp_path / "cached")
+    assert cached.info.parts == {"step_cache": step_cache}
+    assert cached.info.step_caches == step_caches(cached.pipe)
+    assert cached.info.step_caches["transformer"].items() >= step_cache.items()
+    assert not torch.equal(cached.x0(), plain.x0())
+    assert is_what_it_heard(cached)
+
+    guarded = guard(cached)
+    assert blocked_one_and_left_the_other(guarded)
+    assert left_behind(cached, guarded) == []
+    with pytest.raises(LvdError, match=r"the transformer caches no steps, and the capture's did \(Pyramid"):
+        plain.guarded(Guard(random_bundle(cached.info, 0.5)), plain.batches()[0])
+    with pytest.raises(LvdError, match=r"exists with parts=.*give the settings it was begun with"):
+        writer.check_same(cached.capture, {"parts": {}}, cached.reader.samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "step_cache", "sentence"),
+    [
+        (CACHING, {"config": "NoCacheConfig"}, "names no config of a step cache in diffusers"),
+        (CACHING, {"threshold": 0.1}, "names no config of a step cache in diffusers"),
+        (CACHING, {"config": "FirstBlockCacheConfig", "bound": 1}, "unexpected keyword argument 'bound'"),
+        (
+            "AnimateDiffPipeline",
+            {"config": "FirstBlockCacheConfig"},
+            "no part of AnimateDiffPipeline has step",
+        ),
+    ],
+)
+def test_a_cache_that_cannot_be_switched_on_is_refused(
+    name: str, step_cache: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    source = tiny_source(replace(by_name(name), step_cache=step_cache), tmp_path)
+    with pytest.raises(LvdError, match=f"cannot be loaded: .*{sentence}"):
+        load_pipeline(source)
 
 
 class Passed(Exception):  # noqa: N818
@@ -448,14 +514,16 @@ def test_under_a_cache_that_is_allowed_every_decision_says_so(tmp_path: Path) ->
     assert decision.mismatches == (f"the transformer caches steps ({cache}), and the capture's did not",)
 
 
-def test_a_capture_under_a_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_under_a_cache_that_cannot_be_recorded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load_and_cache(source: Source) -> Any:
         pipe = load_pipeline(source)
-        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig())
+        diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig())
         return pipe
 
     monkeypatch.setattr("lvd.capture.recorder.load_pipeline", load_and_cache)
-    with pytest.raises(LvdError, match=r"caches steps \(FirstBlockCacheConfig\): .* is not captured"):
+    with pytest.raises(LvdError, match=r"caches steps \(FBCBlockHook\), .* is not captured"):
         capture(by_name(CACHING), tmp_path)
     assert not (tmp_path / "capture" / "capture.json").exists()
 

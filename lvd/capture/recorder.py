@@ -14,9 +14,10 @@ from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import CaptureInfo, Sample
 from lvd.progress import progress
+from lvd.sampling.caches import step_caches
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint
-from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_step_caches
+from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_unreadable_caches
 from lvd.sampling.tap import tap_x0
 
 
@@ -109,7 +110,7 @@ def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None) ->
     if not left:
         return
     pipe = load_pipeline(job.source)
-    refuse_step_caches(pipe)
+    refuse_unreadable_caches(pipe)
     alone = makes_one(pipe) or any(sample.image or sample.video for sample in left)
     batch_size = 1 if alone else job.batch_size
     what = "capturing" if worker is None else f"capturing, worker {worker}"
@@ -208,6 +209,7 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         recorded_steps=job.recorded_steps,
         parts=source.parts(),
         layout_given=is_given(pipeline_class, source.layout),
+        step_caches=step_caches(pipe),
     )
 
 

@@ -1,7 +1,7 @@
 """Where a generator comes from, and loading it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from lvd.errors import LvdError
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo
-from lvd.sampling.fingerprint import Pipeline, plain_config
+from lvd.sampling.fingerprint import Pipeline, denoisers, plain_config
 from lvd.sampling.pipelines import check_class, check_supported, layout_of
 from lvd.sampling.x0 import Scheduler
 
@@ -34,6 +34,7 @@ class Source:
     vae_tiling: bool = False
     loras: tuple[dict[str, Any], ...] = field(default=(), hash=False)
     free_noise: dict[str, Any] | None = field(default=None, hash=False)
+    step_cache: dict[str, Any] | None = field(default=None, hash=False)
     layout: str | None = None  # by the pipeline's class
     call: dict[str, Any] = field(default_factory=dict, hash=False)
 
@@ -79,6 +80,7 @@ class Source:
             "motion_adapter": self.motion_adapter,
             "loras": list(self.loras),
             "free_noise": self.free_noise,
+            "step_cache": self.step_cache,
         }
         return {name: part for name, part in parts.items() if part}
 
@@ -136,8 +138,32 @@ def _plug_in(pipe: Pipeline, source: Source) -> None:
         pipe.set_adapters(names, [lora.get("scale", 1.0) for lora in source.loras])
     if source.free_noise is not None:
         pipe.enable_free_noise(**source.free_noise)
+    if source.step_cache is not None:
+        _cache_steps(pipe, source.step_cache)
     if source.vae_tiling:
         pipe.vae.enable_tiling()
+
+
+def _cache_steps(pipe: Pipeline, given: dict[str, Any]) -> None:
+    """Switch on a step cache in every part that denoises and has them: `config`, and its options."""
+    import diffusers
+
+    options = dict(given)
+    kind = getattr(diffusers, str(options.pop("config", None)), None)
+    networks = [part for part in denoisers(pipe).values() if hasattr(part, "enable_cache")]
+    if not is_dataclass(kind) or not networks:
+        raise ValueError(
+            f"step_cache={given} names no config of a step cache in diffusers"
+            if networks
+            else f"no part of {type(pipe).__name__} has step caches"
+        )
+    if "current_timestep_callback" in {field.name for field in fields(kind)}:
+        options["current_timestep_callback"] = lambda: pipe.current_timestep
+    try:
+        for network in networks:
+            network.enable_cache(kind(**options))  # type: ignore[operator]
+    except TypeError as error:
+        raise ValueError(f"step_cache={given}: {error}") from None
 
 
 def _device(name: str) -> torch.device:

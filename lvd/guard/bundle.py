@@ -19,7 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class BundleInfo:
     measured: dict[str, Any]  # the rates in summary.json of the evaluation that exported it, and on what
     x0_from: str = X_T  # the latent that the detectors' x0 was computed from
     layout_given: bool = False  # by hand: lvd does not know the pipeline's class
+    step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
 
 
 class StepDetectors(nn.Module):

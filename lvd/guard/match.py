@@ -9,8 +9,9 @@ from torch import Tensor
 from lvd.errors import LvdError
 from lvd.guard.bundle import BundleInfo
 from lvd.latents.format import X_T
+from lvd.sampling.caches import step_caches, unreadable_caches
 from lvd.sampling.call import guidance_argument, takes
-from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config, step_caches
+from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
 from lvd.sampling.pipelines import makes_one_of_a_prompt
 from lvd.sampling.x0 import Scheduler
 
@@ -30,8 +31,7 @@ def pipeline_mismatches(info: BundleInfo, pipe: Pipeline, arguments: Mapping[str
     for name in sorted(info.fingerprint.keys() | networks.keys()):
         if info.fingerprint and networks.get(name) != info.fingerprint.get(name):
             found.append(f"the {name} is another network than the capture's")
-    for name, cache in step_caches(pipe).items():
-        found.append(f"the {name} caches steps ({cache}), and the capture's did not")
+    found += _cache_mismatches(info, pipe)
     found += scheduler_mismatches(info, pipe.scheduler)
     found += x0_mismatches(info)
     known = {"num_inference_steps": info.steps, **guidance_argument(pipe, info.guidance), **info.call}
@@ -102,6 +102,21 @@ def refuse_arguments(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
 def repeats_of(arguments: Mapping[str, Any]) -> int:
     """How many videos a call makes of each prompt."""
     return arguments.get("num_videos_per_prompt") or arguments.get("num_images_per_prompt") or 1
+
+
+def _cache_mismatches(info: BundleInfo, pipe: Pipeline) -> Iterator[str]:
+    caches = step_caches(pipe)
+    for name in sorted(info.step_caches.keys() | caches.keys()):
+        there, known = caches.get(name), info.step_caches.get(name)
+        if there is None and known is not None:
+            yield f"the {name} caches no steps, and the capture's did ({known['config']})"
+        elif there is not None and known is None:
+            yield f"the {name} caches steps ({there['config']}), and the capture's did not"
+        elif there is not None and known is not None:
+            for key in sorted(there.keys() | known.keys()):
+                yield from _difference(f"the {name}'s step cache's {key}", there.get(key), known.get(key))
+    for name, cache in unreadable_caches(pipe).items():
+        yield f"the {name} caches steps ({cache}), and the capture's did not"
 
 
 def _difference(what: str, there: Any, known: Any) -> Iterator[str]:

@@ -105,6 +105,7 @@ class CaptureInfo:
     imported: dict[str, int] = field(default_factory=dict)  # files it was imported from, and their bytes
     parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
     layout_given: bool = False  # by hand: lvd does not know the pipeline's class
+    step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
 
     @property
     def stored_steps(self) -> int:

@@ -39,33 +39,6 @@ def denoisers(pipe: Pipeline) -> dict[str, Any]:
     return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if part is not None}
 
 
-def step_caches(pipe: Pipeline) -> dict[str, str]:
-    """The cache of each part that denoises and has one, by the part's name.
-
-    A step cache (`enable_cache`, or a hook of diffusers' that was applied by hand) gives the network's answer
-    of another step, and no configuration knows of it. Cache-DiT and ParaAttention are recognised by the
-    attribute that they leave.
-    """
-    found = {}
-    for name, network in denoisers(pipe).items():
-        config = getattr(network, "_cache_config", None)
-        if config is not None:
-            found[name] = type(config).__name__
-        elif getattr(network, "_is_cached", False):
-            found[name] = "Cache-DiT or ParaAttention"
-        elif hooks := _cache_hooks(network):
-            found[name] = min(hooks)
-    return found
-
-
-def _cache_hooks(network: Any) -> set[str]:
-    """The classes of hooks that cache, among the hooks of diffusers in a network."""
-    registries = (getattr(module, "_diffusers_hook", None) for module in _modules(network))
-    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
-    modules = {type(hook).__name__: type(hook).__module__.rpartition(".")[2] for hook in hooks}
-    return {name for name, module in modules.items() if module.endswith(("_cache", "_broadcast"))}
-
-
 def _plugged_in(pipe: Pipeline, network: Any) -> list[Any]:
     """What was switched on after loading, in no configuration: nothing for most pipelines."""
     free_noise = getattr(pipe, "free_noise_enabled", False)
@@ -88,17 +61,14 @@ def _adapters(network: Any) -> list[Any]:
             sorted(layer.merged_adapters),
             {adapter: float(scale) for adapter, scale in getattr(layer, "scaling", {}).items()},
         ]
-        for name, layer in _named_modules(network)
+        for name, layer in named_modules(network)
         if hasattr(layer, "merged_adapters")  # peft's, which a guard does not import
     }
     fused = [["fused", float(network.lora_scale)]] if "_safe_fusing" in vars(network) else []
     return ([names, layers] if names or layers else []) + fused
 
 
-def _modules(network: Any) -> list[Any]:
-    return [module for _, module in _named_modules(network)]
-
-
-def _named_modules(network: Any) -> list[tuple[str, Any]]:
+def named_modules(network: Any) -> list[tuple[str, Any]]:
+    """The modules of a part that denoises, if it has any."""
     named = getattr(network, "named_modules", None)  # a guider has none
     return [] if named is None else list(named())

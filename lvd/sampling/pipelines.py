@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lvd.errors import LvdError
-from lvd.sampling.fingerprint import Pipeline, step_caches
+from lvd.sampling.caches import unreadable_caches
+from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.layout import LAYOUTS, Grid, Layout
 
 LAYOUT_OF: dict[str, Layout] = {
@@ -178,16 +179,16 @@ def is_given(class_name: str, layout: str | None) -> bool:
     return layout is not None and LAYOUT_OF.get(class_name) != layout
 
 
-def refuse_step_caches(pipe: Pipeline) -> None:
-    """For captures: their x0 is to be the network's own at every step.
+def refuse_unreadable_caches(pipe: Pipeline) -> None:
+    """For captures: they record a step cache with its options.
 
     Raises:
-        LvdError: names the part that caches.
+        LvdError: names the part that caches in a way that cannot be recorded.
     """
-    for name, cache in step_caches(pipe).items():
+    for name, cache in unreadable_caches(pipe).items():
         raise LvdError(
-            f"the {name} of {type(pipe).__name__} caches steps ({cache}): x0 under a step cache is another, "
-            "and is not captured (disable_cache() switches it off)"
+            f"the {name} of {type(pipe).__name__} caches steps ({cache}), and with what options cannot be "
+            "read: x0 under it is not captured (pipeline.step_cache switches on a cache that is recorded)"
         )
 
 
