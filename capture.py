@@ -48,6 +48,7 @@ def capture(cfg: DictConfig) -> None:
                     batch_size=config.batch_size,
                     preview=config.preview,
                     recorded_steps=config.recorded_steps,
+                    weights=config.weights,
                     worker=config.worker,
                     workers=config.workers,
                     folder=prompts.path.parent,

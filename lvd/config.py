@@ -149,6 +149,7 @@ class CaptureConfig:
     videos_per_prompt: int = 1  # with seeds that follow the prompt's
     batch_size: int = 16  # videos in one call of the pipeline
     preview: bool = False  # also write the final videos, for people who label them
+    weights: bool = False  # also record a digest over the networks' weights, which a guard then compares
     seed: int = 0  # of the splits, and of samples without a seed of their own
     captures: str = "captures"
 
@@ -214,6 +215,7 @@ class CaptureConfig:
         for key in ("pred_x0", "labels"):
             _require(getattr(self, key) is not None, f"source=uvd needs {key}=FILE: docs/uvd.md says which")
         _require(not self.preview, "preview=true needs a pipeline that is run: source=uvd has latents alone")
+        _require(not self.weights, "weights=true needs a pipeline that is run: source=uvd has latents alone")
         for key in ("steps", "worker"):
             _require(getattr(self, key) is None, f"{key}= needs a pipeline that is run, not source=uvd")
         _require(

@@ -490,6 +490,7 @@ def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> Bun
                 "x0_from",
                 "layout_given",
                 "step_caches",
+                "weights",
             )
         },
     )

@@ -86,7 +86,7 @@ class Captured:
             return guard(self.pipe, **self.arguments(batch), output_type="pt")
 
 
-def capture(tiny: Tiny, directory: Path) -> Captured:
+def capture(tiny: Tiny, directory: Path, *, weights: bool = False) -> Captured:
     """Save the pipeline, and capture two samples of it from there, as capture.py does."""
     source = tiny_source(tiny, directory)
     samples = read_prompts(PromptsFile(write_prompts(tiny, directory)), NAMES, seed=0)
@@ -96,6 +96,7 @@ def capture(tiny: Tiny, directory: Path) -> Captured:
         directory / "capture",
         batch_size=tiny.batch_size,
         preview=False,
+        weights=weights,
         folder=directory,
     )
     return Captured(tiny, load_pipeline(source), directory, directory / "capture")

@@ -33,6 +33,7 @@ from lvd.latents.format import UNLABELLED, Sample
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, fold
+from lvd.sweep.trained_on import TrainedOn, origin_of
 
 DOCUMENTED = {
     *("n_test", "eta", "lam", "accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe"),
@@ -501,6 +502,20 @@ def test_on_its_own_capture_nothing_is_left_out_whatever_its_name(captures: Path
     assert (own["n_left_out"], own["other_origin"]) == (0, [])
     again = do(renamed, own_run).summary
     assert again == {**own, "capture": "renamed", "bundle": again["bundle"]}  # its card names the capture
+
+
+def test_what_an_earlier_version_did_not_write_of_an_origin_is_no_difference() -> None:
+    info = capture_info()
+    earlier = {
+        k: v for k, v in origin_of(info).items() if k not in ("layout_given", "step_caches", "weights")
+    }
+    learned = TrainedOn("tiny", earlier, frozenset(), frozenset())
+    assert learned.other_origin(info) == []
+    assert learned.other_origin(replace(info, weights={"unet": "1" * 64})) == []  # not known of the run
+    cached = {"unet": {"config": "FirstBlockCacheConfig", "threshold": 0.1}}
+    assert learned.other_origin(replace(info, step_caches=cached)) == ["step_caches"]
+    known = replace(learned, origin={**earlier, "weights": {"unet": "2" * 64}})
+    assert known.other_origin(replace(info, weights={"unet": "1" * 64})) == ["weights"]
 
 
 def test_another_origin_gives_rates_that_say_so_and_no_bundle(captures: Path, own_run: Path) -> None:

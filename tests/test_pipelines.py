@@ -58,6 +58,7 @@ from lvd.sampling.pipelines import (
     layout_of,
     makes_one_of_a_prompt,
 )
+from lvd.sampling.weights import weights_digests
 from lvd.sampling.x0 import supported
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -715,6 +716,67 @@ def test_which_of_two_adapters_is_active_is_recognised(lora: Path) -> None:
     assert len({one["transformer"] for one in found}) == len(found)
 
 
+# ---- weights
+
+
+def test_weights_that_were_recorded_are_compared_at_every_call(tmp_path: Path) -> None:
+    captured = capture(by_name("WanPipeline"), tmp_path, weights=True)
+    assert captured.info.weights == weights_digests(captured.pipe)
+    assert list(captured.info.weights) == ["transformer"]
+    batch = captured.batches()[0]
+    guard = Guard(random_bundle(captured.info, 1 - 1e-9))
+    assert [d.outcome for d in captured.guarded(guard, batch).decisions] == ["safe", "safe"]
+
+    with torch.no_grad():
+        next(captured.pipe.transformer.parameters()).view(-1)[0] += 1e-3
+    told = "the transformer has other weights than the capture's"
+    with pytest.raises(LvdError, match=told):
+        captured.guarded(guard, batch)
+    allowing = Guard(random_bundle(captured.info, 1 - 1e-9), allow_mismatch=True)
+    assert {d.mismatches for d in captured.guarded(allowing, batch).decisions} == {(told,)}
+    without = Guard(random_bundle(replace(captured.info, weights={}), 1 - 1e-9))
+    assert [d.outcome for d in captured.guarded(without, batch).decisions] == ["safe", "safe"]
+
+
+def test_another_adapter_of_the_same_name_and_another_dtype_are_other_weights(lora: Path) -> None:
+    one, other = wan_with(lora, "mine"), wan_with(lora, "mine")
+    assert weights_digests(one) == weights_digests(other)
+    with torch.no_grad():
+        for name, values in other.transformer.named_parameters():
+            if "lora_B" in name:
+                values += 0.1
+    assert fingerprint(one) == fingerprint(other)
+    assert weights_digests(one) != weights_digests(other)
+    assert weights_digests(one) != weights_digests(SimpleNamespace(transformer=one.transformer.half()))
+
+
+def test_of_a_large_network_a_sample_of_each_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lvd.sampling.weights._WHOLE", 30)
+    monkeypatch.setattr("lvd.sampling.weights._SAMPLED", 5)
+    network = torch.nn.Linear(21, 1, bias=True)  # 22 numbers: read whole
+    pipe = SimpleNamespace(unet=network)
+
+    def noticed(network: torch.nn.Linear, position: int) -> bool:
+        pipe.unet = network
+        before = weights_digests(pipe)
+        with torch.no_grad():
+            network.weight.view(-1)[position] += 1
+        return weights_digests(pipe) != before
+
+    assert all(noticed(network, position) for position in range(21))
+    large = torch.nn.Linear(41, 1)
+    assert [position for position in range(41) if noticed(large, position)] == [0, 10, 20, 30, 40]
+
+
+def test_weights_that_are_elsewhere_are_refused() -> None:
+    pipe = by_name("WanPipeline").build()
+    bundle = random_guarded(pipe)
+    guard = Guard(replace(bundle, info=replace(bundle.info, weights=weights_digests(pipe))))
+    pipe.transformer.to("meta")
+    with pytest.raises(LvdError, match="the weights of the transformer cannot be read: "):
+        guard(pipe, prompt="one")
+
+
 # ---- guidance by another name, or none
 
 
@@ -827,7 +889,7 @@ def test_a_column_of_images_through_the_command_line(
     settings = {"path": tmp_path / "pipeline", "revision": "null", "dtype": "float32", "steps": 3}
     sizes = {"num_frames": 9, "height": 32, "width": 64, "max_sequence_length": 16}
     arguments = [
-        *("pipeline=cogvideox_i2v", "prompts=../inputs/prompts.csv", "name=mine"),
+        *("pipeline=cogvideox_i2v", "prompts=../inputs/prompts.csv", "name=mine", "weights=true"),
         *(f"pipeline.{key}={value}" for key, value in settings.items()),
         *(f"++pipeline.call.{key}={value}" for key, value in sizes.items()),
     ]
@@ -836,6 +898,7 @@ def test_a_column_of_images_through_the_command_line(
     assert "2 samples without labels" in " ".join(capsys.readouterr().out.split())
     capture_dir = tmp_path / "elsewhere" / "captures" / "mine"
     assert read_info(capture_dir).latent_shape == tiny.latent_shape
+    assert list(read_info(capture_dir).weights) == ["transformer"]
     assert [sample.image for sample in read_samples(capture_dir)] == ["first.png", "second.png"]
 
 

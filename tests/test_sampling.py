@@ -703,7 +703,7 @@ def test_a_scheduler_within_a_scheduler_keeps_nothing_either() -> None:
     """UniPC's `solver_p` has multistep outputs of its own."""
     inner = diffusers.DPMSolverMultistepScheduler()
     scheduler = diffusers.UniPCMultistepScheduler(solver_p=inner)
-    before = StateBefore(SimpleNamespace(scheduler=scheduler))
+    before = StateBefore(scheduler)
     scheduler.set_timesteps(STEPS)
     x_t = noise(0)
     for timestep in scheduler.timesteps[:3]:

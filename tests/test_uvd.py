@@ -617,6 +617,7 @@ MISTAKES = {
     "half a repair": ([*COMMAND, *SAFE, "pred_xt=pred_x0.pth"], "give both pred_xt and safe_xt, or neither"),
     "no safe videos": ([*COMMAND, "safe_xt=safe.pth"], "safe_xt goes with safe_x0=FILE"),
     "previews": ([*COMMAND, "preview=true"], "preview=true needs a pipeline"),
+    "weights": ([*COMMAND, "weights=true"], "weights=true needs a pipeline"),
     "no such file": ([*COMMAND, "pred_xt=nowhere.pth"], "no such file: nowhere.pth"),
     "another run's latents": ([*COMMAND, "pred_xt=safe.pth"], "not of one run"),
     "no such scheduler": ([*COMMAND, "pipeline.scheduler=Sora"], "pipeline.scheduler=Sora is no scheduler"),

@@ -19,6 +19,7 @@ from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint
 from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_unreadable_caches
 from lvd.sampling.tap import tap_x0
+from lvd.sampling.weights import weights_digests
 
 
 def record(
@@ -29,6 +30,7 @@ def record(
     batch_size: int,
     preview: bool,
     recorded_steps: int | None = None,
+    weights: bool = False,
     worker: int | None = None,
     workers: int = 1,
     folder: Path = Path(),
@@ -36,7 +38,8 @@ def record(
     """Capture `samples` into `directory`, going on where an interrupted capture stopped.
 
     With `preview`, the final videos are written to `preview/<sample_id>.gif` beside the latents. With
-    `recorded_steps`, only the first so many steps are stored. With `worker`, this process makes every
+    `recorded_steps`, only the first so many steps are stored. With `weights`, capture.json has a digest over
+    the weights of each network that denoises. With `worker`, this process makes every
     `workers`-th batch, beside others that make the rest; the one that ends last closes the capture.
     Samples that are made from images or videos, files in `folder`, are made one at a time: most pipelines
     take one a call, and FreeNoise takes one prompt.
@@ -56,6 +59,7 @@ def record(
         preview,
         None if recorded_steps == source.steps else recorded_steps,
         folder,
+        weights,
     )
     own = samples
     if worker is not None:
@@ -83,6 +87,7 @@ class _Job:
     preview: bool
     recorded_steps: int | None
     folder: Path
+    weights: bool
 
 
 def _is_complete(job: _Job) -> bool:
@@ -210,6 +215,7 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         parts=source.parts(),
         layout_given=is_given(pipeline_class, source.layout),
         step_caches=step_caches(pipe),
+        weights=weights_digests(pipe) if job.weights else {},
     )
 
 

@@ -71,6 +71,7 @@ class BundleInfo:
     x0_from: str = X_T  # the latent that the detectors' x0 was computed from
     layout_given: bool = False  # by hand: lvd does not know the pipeline's class
     step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
+    weights: dict[str, str] = field(default_factory=dict)  # digests of the networks', or not known
 
 
 class StepDetectors(nn.Module):

@@ -13,6 +13,7 @@ from lvd.sampling.caches import step_caches, unreadable_caches
 from lvd.sampling.call import guidance_argument, takes
 from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
 from lvd.sampling.pipelines import makes_one_of_a_prompt
+from lvd.sampling.weights import weights_digests
 from lvd.sampling.x0 import Scheduler
 
 # What a caller may choose at every request; any other argument must be as it was in the capture.
@@ -31,6 +32,7 @@ def pipeline_mismatches(info: BundleInfo, pipe: Pipeline, arguments: Mapping[str
     for name in sorted(info.fingerprint.keys() | networks.keys()):
         if info.fingerprint and networks.get(name) != info.fingerprint.get(name):
             found.append(f"the {name} is another network than the capture's")
+    found += _weights_mismatches(info, pipe)
     found += _cache_mismatches(info, pipe)
     found += scheduler_mismatches(info, pipe.scheduler)
     found += x0_mismatches(info)
@@ -102,6 +104,20 @@ def refuse_arguments(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
 def repeats_of(arguments: Mapping[str, Any]) -> int:
     """How many videos a call makes of each prompt."""
     return arguments.get("num_videos_per_prompt") or arguments.get("num_images_per_prompt") or 1
+
+
+def _weights_mismatches(info: BundleInfo, pipe: Pipeline) -> Iterator[str]:
+    """Nothing where the capture did not record weights. They are read anew for every call."""
+    if not info.weights:
+        return
+    try:
+        weights = weights_digests(pipe)
+    except LvdError as error:
+        yield str(error)
+        return
+    for name in sorted(info.weights.keys() | weights.keys()):
+        if weights.get(name) != info.weights.get(name):
+            yield f"the {name} has other weights than the capture's"
 
 
 def _cache_mismatches(info: BundleInfo, pipe: Pipeline) -> Iterator[str]:

@@ -106,6 +106,7 @@ class CaptureInfo:
     parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
     layout_given: bool = False  # by hand: lvd does not know the pipeline's class
     step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
+    weights: dict[str, str] = field(default_factory=dict)  # digests of the networks', or not known
 
     @property
     def stored_steps(self) -> int:

@@ -22,8 +22,8 @@ def fingerprint(pipe: Pipeline) -> dict[str, str]:
     """SHA-256 of the class, configuration, adapters and FreeNoise windows of each part that denoises.
 
     Of adapters: their names, scales, which are active, switched off or fused, and whether any was ever fused,
-    even if it was unloaded since. Of the weights it says nothing: other weights of the same architecture
-    have the same fingerprint, and so have other adapters of the same names, places and scales.
+    even if it was unloaded since. Of the weights it says nothing, as `weights.py` does: others of the same
+    architecture have the same fingerprint, and so have other adapters of the same names, places and scales.
     """
     found = {}
     for name, network in denoisers(pipe).items():

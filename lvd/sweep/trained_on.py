@@ -14,6 +14,7 @@ from lvd.latents.format import CaptureInfo, Sample, has_fields, read_info, read_
 from lvd.latents.splits import prompt_keys
 
 _NO_ORIGIN = {"format_version", "versions", "recorded_steps", "imported"}
+_LATER: dict[str, Any] = {"layout_given": False, "step_caches": {}, "weights": {}}
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class TrainedOn:
 
     def other_origin(self, info: CaptureInfo) -> list[str]:
         """The fields of capture.json in which the latents of another capture were made differently."""
-        origin = origin_of(info)
-        return sorted(key for key in origin | self.origin if origin.get(key) != self.origin.get(key))
+        here, there = origin_of(info), self.origin
+        differ = {key for key in here | there if _field(here, key) != _field(there, key)}
+        if not (here.get("weights") and there.get("weights")):  # not known of one of them
+            differ.discard("weights")
+        return sorted(differ)
 
 
 def origin_of(info: CaptureInfo) -> dict[str, Any]:
@@ -45,6 +49,11 @@ def origin_of(info: CaptureInfo) -> dict[str, Any]:
     origin = {key: value for key, value in asdict(info).items() if key not in _NO_ORIGIN}
     as_stored: dict[str, Any] = json.loads(json.dumps(origin))
     return as_stored
+
+
+def _field(origin: dict[str, Any], name: str) -> Any:
+    """A field of an origin; one that earlier versions did not write has the value that it had then."""
+    return origin.get(name, _LATER.get(name))
 
 
 def seen(samples: Iterable[Sample], keys: frozenset[str]) -> list[bool]:
