@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
 
 from lvd.capture import recorder
 from lvd.capture.labels import Unnamed, label
+from lvd.capture.preview import find_preview, write_missing_previews, write_preview
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source
@@ -478,12 +479,57 @@ def test_a_capture_does_not_go_on_with_another_scheduler(
         record_to(directory, other)
 
 
-def test_previews_are_gifs_of_every_sample(tmp_path: Path, source: Source, recorded: Path) -> None:
+def test_previews_are_videos_of_every_sample(tmp_path: Path, source: Source, recorded: Path) -> None:
     directory = record_to(tmp_path / "mine", source, preview=True)
-    assert sorted(path.name for path in (directory / "preview").iterdir()) == [f"v{i}.gif" for i in range(6)]
-    with Image.open(directory / "preview" / "v5.gif") as gif:
-        assert (gif.size, gif.n_frames) == ((32, 32), 4)
+    assert sorted(path.name for path in (directory / "preview").iterdir()) == [f"v{i}.mp4" for i in range(6)]
+    with av.open(str(directory / "preview" / "v5.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.frames, stream.average_rate) == ("h264", 4, 10)
+        assert (stream.width, stream.height) == (256, 256)  # enlarged, from 32x32
     assert np.array_equal(latents(directory), latents(recorded))
+
+
+def frames_of(capture: Path, sample_id: str) -> np.ndarray:
+    path = find_preview(capture, sample_id)
+    assert path is not None
+    with av.open(str(path)) as video:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]).astype(float)
+
+
+def test_missing_previews_are_made_from_the_last_x0(tmp_path: Path, source: Source) -> None:
+    directory = record_to(tmp_path / "mine", source, preview=True)
+    whole = {f"v{i}": frames_of(directory, f"v{i}") for i in range(6)}
+    for sample_id in ("v1", "v4"):
+        (directory / "preview" / f"{sample_id}.mp4").unlink()
+    kept = (directory / "preview" / "v0.mp4").stat().st_mtime_ns
+    assert write_missing_previews(CaptureReader(directory)) == 2
+    assert (directory / "preview" / "v0.mp4").stat().st_mtime_ns == kept
+    for sample_id in ("v1", "v4"):  # the sampler's last x0 is nearly its last latent
+        made = frames_of(directory, sample_id)
+        near = np.abs(made - whole[sample_id]).mean()
+        assert near < 8
+        assert near < 0.5 * min(np.abs(made - whole[other]).mean() for other in whole if other != sample_id)
+    assert write_missing_previews(CaptureReader(directory)) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(270, 481), (33, 47), (16, 600)])
+def test_a_video_of_any_size_can_be_played(height: int, width: int, tmp_path: Path) -> None:
+    frames = np.linspace(0, 1, 3 * height * width * 3).reshape(3, height, width, 3)
+    write_preview(tmp_path, "s0", frames, 8.0)
+    shown = frames_of(tmp_path, "s0")
+    factor = max(1, 256 // max(height, width))
+    assert shown.shape == (3, height * factor + height * factor % 2, width * factor + width * factor % 2, 3)
+    larger = frames.repeat(factor, axis=1).repeat(factor, axis=2) * 255
+    assert np.abs(shown[:, : height * factor, : width * factor] - larger).mean() < 3
+
+
+def test_a_gif_of_an_earlier_capture_is_its_preview(tmp_path: Path) -> None:
+    (tmp_path / "preview").mkdir()
+    (tmp_path / "preview" / "s0.gif").write_bytes(b"GIF89a")
+    assert find_preview(tmp_path, "s0") == tmp_path / "preview" / "s0.gif"
+    write_preview(tmp_path, "s0", np.zeros((2, 16, 16, 3)), 8.0)
+    assert find_preview(tmp_path, "s0") == tmp_path / "preview" / "s0.mp4"
+    assert find_preview(tmp_path, "s1") is None
 
 
 def test_a_pipeline_that_diverges_is_refused_and_nothing_is_written(

@@ -857,7 +857,7 @@ def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Pat
     info = read_info(tmp_path / "capture")
     assert info.latent_shape == tiny.latent_shape
     assert info.scheduler == source.scheduler or source.scheduler is None
-    assert len(list((tmp_path / "capture" / "preview").glob("*.gif"))) == 1
+    assert len(list((tmp_path / "capture" / "preview").glob("*.mp4"))) == 1
 
 
 def test_the_papers_own_sampling_is_in_the_ready_files() -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 from lvd.errors import LvdError
 from lvd.latents.format import CaptureInfo
 
+_DECODED_PIXELS = 2**21  # at once: eight frames of 512x512
+
 
 def load_vae(info: CaptureInfo, *, download: bool = False) -> Any:
     """The pipeline's own image VAE. Nothing is downloaded for a picture: only with `download`.
@@ -39,3 +41,10 @@ def decode_frames(vae: Any, latents_NCHW: Tensor) -> Tensor:
     latents = latents_NCHW.to(vae.device, vae.dtype) / vae.config.scaling_factor
     frames: Tensor = vae.decode(latents).sample.float().cpu()
     return (frames / 2 + 0.5).clamp(0, 1)
+
+
+def frames_at_once(vae: Any, latents: Tensor) -> int:
+    """How many frames of latents `[..., H, W]` are decoded together, to bound the memory."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent pixel, along a side
+    pixels: int = latents.shape[-2] * latents.shape[-1] * scale**2
+    return max(1, _DECODED_PIXELS // pixels)

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lvd.capture.decode import decode_frames, load_vae
+from lvd.capture.decode import decode_frames, frames_at_once, load_vae
 from lvd.latents import disk, lock
 from lvd.latents.frames import FrameShape, StepFrames, frames_path, open_frames, write_record
 from lvd.latents.reader import CaptureReader
 
 _ROWS = 16  # videos at once; only their fitted frames are held together
-_DECODED_PIXELS = 2**21  # at once: eight frames of 512x512
 
 
 def step_frames(
@@ -48,7 +47,7 @@ def decode_clips(vae: Any, x0_BCFHW: Tensor, shape: FrameShape) -> Tensor:
     x0 = x0_BCFHW.float()[:, :, _spread(x0_BCFHW.shape[2], shape.count)]
     frames = [
         _fitted(decode_frames(vae, part), shape)
-        for part in x0.transpose(1, 2).flatten(0, 1).split(_frames_at_once(vae, x0))
+        for part in x0.transpose(1, 2).flatten(0, 1).split(frames_at_once(vae, x0))
     ]
     clips_BFCHW: Tensor = torch.cat(frames).unflatten(0, (len(x0), shape.count))
     return clips_BFCHW.transpose(1, 2)
@@ -82,12 +81,6 @@ def _spread(frames: int, count: int) -> list[int]:
     """`count` of a video's frames, evenly from the first to the last."""
     places: list[int] = np.linspace(0, frames - 1, count).round().astype(int).tolist()
     return places
-
-
-def _frames_at_once(vae: Any, x0_BCFHW: Tensor) -> int:
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels a latent pixel, along a side
-    pixels: int = x0_BCFHW.shape[3] * x0_BCFHW.shape[4] * scale**2
-    return max(1, _DECODED_PIXELS // pixels)
 
 
 def _fitted(images_NCHW: Tensor, shape: FrameShape) -> Tensor:

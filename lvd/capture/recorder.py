@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lvd.capture.inputs import load_inputs
+from lvd.capture.preview import frames_a_second, write_preview
 from lvd.capture.source import Source, load_pipeline
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
@@ -37,7 +38,7 @@ def record(
 ) -> None:
     """Capture `samples` into `directory`, going on where an interrupted capture stopped.
 
-    With `preview`, the final videos are written to `preview/<sample_id>.gif` beside the latents. With
+    With `preview`, the final videos are written to `preview/<sample_id>.mp4` beside the latents. With
     `recorded_steps`, only the first so many steps are stored. With `weights`, capture.json has a digest over
     the weights of each network that denoises. With `worker`, this process makes every
     `workers`-th batch, beside others that make the rest; the one that ends last closes the capture.
@@ -154,7 +155,9 @@ def _record_batch(
         if entry.latent_shape != shape:
             writer.begin(job.directory, _describe(pipe, job, entry.latent_shape), job.samples)
         if job.preview:
-            _write_previews(job.directory / "preview", batch, videos)
+            rate = frames_a_second(job.source.call)
+            for sample, frames in zip(batch, videos, strict=True):
+                write_preview(job.directory, sample.sample_id, frames, rate)
         entry.commit()
     return entry.latent_shape
 
@@ -217,11 +220,3 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         step_caches=step_caches(pipe),
         weights=weights_digests(pipe) if job.weights else {},
     )
-
-
-def _write_previews(directory: Path, batch: Sequence[Sample], videos: Any) -> None:
-    from diffusers.utils import export_to_gif, numpy_to_pil
-
-    directory.mkdir(parents=True, exist_ok=True)
-    for sample, frames in zip(batch, videos, strict=True):
-        export_to_gif(numpy_to_pil(frames), str(directory / f"{sample.sample_id}.gif"))
