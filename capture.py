@@ -17,6 +17,9 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
     from lvd.capture.uvd import import_uvd
+    from lvd.labelling.label_studio import write_project
+    from lvd.labelling.page import print_page, write_label_page
+    from lvd.labelling.queue import prepare
     from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
@@ -62,6 +65,16 @@ def capture(cfg: DictConfig) -> None:
             print_verified(directory)
         elif config.worker is None:
             print_labels(directory, alpha)
+        if config.page or config.label_studio:
+            queue = prepare(
+                directory,
+                run=None if config.run is None else Path(config.runs) / config.run,
+                suggestions=None if config.suggestions is None else Path(config.suggestions),
+            )
+            if config.page:
+                print_page(write_label_page(queue), queue)
+            if config.label_studio:
+                print(f"for Label Studio: {write_project(queue)}, as docs/labels.md says")
 
 
 def main() -> None:

@@ -150,13 +150,25 @@ class CaptureConfig:
     batch_size: int = 16  # videos in one call of the pipeline
     preview: bool = False  # also write the final videos, for people who label them
     weights: bool = False  # also record a digest over the networks' weights, which a guard then compares
+    page: bool = False  # write label.html, a page to label the capture with, from disk and offline
+    label_studio: bool = False  # write the capture as tasks of Label Studio
+    run: str | None = None  # whose scores are suggested to who labels, and say which samples come first
+    suggestions: str | None = None  # the same of any program: sample_id, category, score
     seed: int = 0  # of the splits, and of samples without a seed of their own
     captures: str = "captures"
+    runs: str = "runs"
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
         for key in ("batch_size", "videos_per_prompt"):
             _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
+        if self.run is not None:
+            _check_name("run", self.run)
+        for key in ("run", "suggestions"):
+            _require(
+                getattr(self, key) is None or self.page or self.label_studio,
+                f"{key}= is suggested to who labels: it goes with page=true or label_studio=true",
+            )
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
         for key in ("limit", "safe_limit"):
             value = getattr(self, key)
@@ -182,8 +194,9 @@ class CaptureConfig:
         for key in ("pred_x0", "pred_xt", "safe_x0", "safe_xt", "eval"):
             _require(getattr(self, key) is None, f"{key} is a file of the paper's code: add source=uvd")
         _require(
-            self.prompts is not None or self.labels is not None or self.verify,
-            "give prompts=FILE.csv to capture, labels=FILE.csv to label an existing capture, or verify=true",
+            any((self.prompts, self.labels, self.verify, self.page, self.label_studio)),
+            "give prompts=FILE.csv to capture, page=true for a page to label an existing capture with, "
+            "labels=FILE.csv for its labels, or verify=true",
         )
         _require(self.workers >= 1, f"workers={self.workers} must be at least 1")
         if self.worker is None:
@@ -194,8 +207,10 @@ class CaptureConfig:
                 f"worker={self.worker} must be from 0 to workers - 1, which is {self.workers - 1}",
             )
             _require(
-                self.prompts is not None and self.labels is None and not self.verify,
-                "worker= goes with prompts=FILE.csv alone: labels= and verify= are commands of their own",
+                self.prompts is not None
+                and not any((self.labels, self.verify, self.page, self.label_studio)),
+                "worker= goes with prompts=FILE.csv alone: labels=, verify=, page= and label_studio= are "
+                "commands of their own",
             )
         _require(
             self.steps is None or re.fullmatch(r"0\.\.\d{1,6}", self.steps) is not None,

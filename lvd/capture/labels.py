@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lvd.capture import label_studio
 from lvd.capture.agreement import Judgement, alpha_by_category, consensus
-from lvd.capture.table import Row, Table, read_table
+from lvd.capture.table import ENDINGS, Row, Table, read_table
 from lvd.errors import LvdError
 from lvd.latents.format import (
     SAFE,
@@ -68,9 +69,11 @@ def label(
 
     `labels` is tidy: `sample_id, category` and, where there are several people, `annotator`. A row gives a
     category, or says `safe` or `unlabelled`; an empty category says nothing. Several annotators of a sample
-    make a label by `consensus`, with `agreement`. Or it has the paper's columns `1`..`5`, each the 0-based
-    rows of a category's samples. `unnamed` is what becomes of samples that are not named: they are
-    unlabelled, safe, or keep the label they have; None: safe by the paper's columns, else unlabelled.
+    make a label by `consensus`, with `agreement`. A folder stands for all such files in it, each of the
+    annotator that it is named after where it has no column for that; a .json file is what Label Studio
+    exports. Or `labels` has the paper's columns `1`..`5`, each the 0-based rows of a category's samples.
+    `unnamed` is what becomes of samples that are not named: they are unlabelled, safe, or keep the label
+    they have; None: safe by the paper's columns, else unlabelled.
 
     Splits are balanced over the categories that are given first; from then on they stay as they are.
 
@@ -79,7 +82,7 @@ def label(
     """
     info = read_info(capture)
     before = read_samples(capture)
-    table = read_table(labels, {*_TIDY_COLUMNS, _ANNOTATOR, *_UVD_COLUMNS})
+    table = _read(labels)
     by_index = set(table.columns) == set(_UVD_COLUMNS)
     if by_index:
         judgements = _of_indices(table, labels, capture, info, before)
@@ -117,6 +120,38 @@ def label(
         disagreements=disagreements,
         listed=capture / _DISAGREEMENTS,
     )
+
+
+def read_disagreements(capture: Path) -> dict[str, dict[str, Judgement]]:
+    """What each annotator said of the samples that the present labels' annotators judged differently.
+
+    Raises:
+        LvdError: the file does not go with the capture.
+    """
+    path = capture / _DISAGREEMENTS
+    if not path.is_file():
+        return {}
+    table = read_table(path, {*_TIDY_COLUMNS, _ANNOTATOR})
+    return _of_rows(table, read_info(capture).category_names, read_samples(capture))
+
+
+def _read(labels: Path) -> Table:
+    """A label file, or all those of a folder as one."""
+    if labels.suffix.lower() == ".json":
+        return label_studio.read_export(labels)
+    if not labels.is_dir():
+        return read_table(labels, {*_TIDY_COLUMNS, _ANNOTATOR, *_UVD_COLUMNS})
+    rows: list[Row] = []
+    for path in sorted(labels.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in (*ENDINGS, ".json"):
+            continue
+        table = _read(path)
+        if not set(table.columns) >= set(_TIDY_COLUMNS):
+            raise LvdError(f"{path} needs the columns sample_id, category")
+        rows += [Row(row.where, {_ANNOTATOR: path.stem, **row.values}) for row in table.rows]
+    if not rows:
+        raise LvdError(f"folder {labels} holds no label files: {', '.join((*ENDINGS, '.json'))}")
+    return Table([*_TIDY_COLUMNS, _ANNOTATOR], rows)
 
 
 def _unnamed_label(sample: Sample, unnamed_are: Unnamed) -> Categories:

@@ -17,15 +17,8 @@ from lvd.progress import progress
 
 FOLDER = "preview"
 FRAMES_A_SECOND = 10.0  # of a pipeline that is not told any
-_ENDINGS = (
-    ".mp4",
-    ".webm",
-    ".gif",
-    ".webp",
-)  # videos with controls before moving pictures, of earlier captures
-_SIDE = (
-    256  # pixels: smaller videos are enlarged to about this, since H.264 keeps colours at half the resolution
-)
+_ENDINGS = (".mp4", ".webm", ".gif", ".webp")  # real videos first; earlier versions wrote .gif
+_SIDE = 256  # pixels: smaller videos are enlarged to about this, as H.264 halves the colours' resolution
 _ROWS = 8  # videos whose latents are read at once
 
 Frames = npt.NDArray[np.uint8]

@@ -180,3 +180,4 @@ _FORMATS = {
     ".jsonl": _Format("JSONL in UTF-8", "line", _read_jsonl),
     ".parquet": _Format("parquet", "row", _read_parquet),
 }
+ENDINGS = tuple(_FORMATS)

@@ -26,6 +26,7 @@ from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
 TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+PALETTE = Path(__file__).with_name("palette.css").read_text(encoding="utf-8")
 SCRIPT = """
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let printing = false;  // paper is white, whatever the screen prefers
@@ -302,6 +303,7 @@ def _page(title: str, lead: str, sections: list[Section], as_of: AsOf | None) ->
         if as_of is not None and as_of.reload is not None:
             scripts.append(RELOAD_SCRIPT)
     return TEMPLATE.substitute(
+        palette=PALETTE,
         title=escape(title),
         lead=escape(lead),
         as_of=_as_of(as_of) if as_of is not None else "",
@@ -313,9 +315,15 @@ def _page(title: str, lead: str, sections: list[Section], as_of: AsOf | None) ->
 
 
 def _policy(scripts: list[str]) -> str:
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {script_sources(scripts)}"
+    )
+
+
+def script_sources(scripts: Sequence[str]) -> str:
+    """What a content policy names so that these inline scripts run, and no other."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    return " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
 
 
 def _as_of(as_of: AsOf) -> str:

@@ -1,0 +1,85 @@
+"""The labelling page: one static file beside a capture's previews, opened from disk, without a server.
+
+Prompts and names are hostile input: they travel as JSON and are shown as text, and a content policy lets
+only this page's script run and loads nothing but the previews.
+"""
+
+import hashlib
+import json
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+from lvd.capture.preview import find_preview
+from lvd.labelling.queue import Entry, Queue
+from lvd.latents.format import SAFE, write_atomically
+from lvd.report.page import PALETTE, script_sources
+
+FILE = "label.html"
+_TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+_SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+_KEYS = "123456789qwertyiopdfgjklzxcvbnm"  # of the categories; the others have their meaning: see the page
+_SHOWN_SCORES = 3
+
+
+def write_label_page(queue: Queue) -> Path:
+    """Write `label.html` into the capture's folder, in one move, and return its path."""
+    data = json.dumps(_data(queue), ensure_ascii=True).replace("<", "\\u003c")  # no tag ends the script
+    policy = (
+        "default-src 'none'; img-src 'self' file:; media-src 'self' file:; style-src 'unsafe-inline'; "
+        f"script-src {script_sources([_SCRIPT])}"
+    )
+    page = _TEMPLATE.substitute(
+        palette=PALETTE,
+        policy=escape(policy),
+        capture=escape(queue.capture.name),
+        data=data,
+        script=_SCRIPT,
+    )
+    path = queue.capture / FILE
+    write_atomically(path, page.encode())
+    return path
+
+
+def print_page(page: Path, queue: Queue) -> None:
+    """Where the page is, and what there is to do on it."""
+    print(f"page: {page}, {queue.needing} of {len(queue.entries)} samples need a label; open it in a browser")
+
+
+def _data(queue: Queue) -> dict[str, Any]:
+    """What the page's script works on."""
+    names = queue.info.category_names
+    ids = sorted(entry.sample.sample_id for entry in queue.entries)
+    same = hashlib.sha256(json.dumps([queue.capture.name, names, ids]).encode()).hexdigest()
+    return {
+        "capture": queue.capture.name,
+        "memory": f"lvd labels {queue.capture.name} {same[:16]}",  # of another capture, nothing is taken over
+        "safe": SAFE,
+        "categories": [
+            {"name": name, "key": _KEYS[index] if index < len(_KEYS) else ""}
+            for index, name in enumerate(names)
+        ],
+        "entries": [_entry(queue, entry) for entry in queue.entries],
+    }
+
+
+def _entry(queue: Queue, entry: Entry) -> dict[str, Any]:
+    sample = entry.sample
+    preview = find_preview(queue.capture, sample.sample_id)
+    return {
+        "id": sample.sample_id,
+        "prompt": sample.prompt,
+        "preview": None if preview is None else quote(preview.relative_to(queue.capture).as_posix()),
+        "why": entry.why,
+        "needs": entry.needs_label,
+        "suggested": [
+            f"{source}: "
+            + ", ".join(
+                f"{name} {score:.2f}"
+                for name, score in sorted(by.items(), key=lambda item: -item[1])[:_SHOWN_SCORES]
+            )
+            for source, by in queue.scores(sample).items()
+        ],
+    }
