@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +53,9 @@ NAMES = ("alpha", "beta")
 FIVE = ("one", "two", "three", "four", "five")  # of the capture `wide`
 SHAPE = (4, 4, 8, 8)
 STEPS = 3
+CHROMIUM_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
+CHROMIUM_FLAGS += ("--disable-sync", "--disable-background-networking", "--disable-component-update")
+CHROMIUM_FLAGS += ("--window-size=1200,1500",)
 
 
 def capture_info(**changes: object) -> CaptureInfo:
@@ -114,6 +117,22 @@ def of_version_1(capture: Path, *, labelled: bool) -> None:
     write_json(capture / "capture.json", {**info, "format_version": 1, "labelled": labelled})
     files = {name: [file_sha256(capture / name)] for name in ("capture.json", "samples.csv")}
     write_manifest(capture, replace(read_manifest(capture), files=files))
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
+    try:
+        yield driver
+    finally:
+        driver.quit()
 
 
 @pytest.fixture(scope="session", autouse=True)

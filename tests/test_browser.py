@@ -4,7 +4,6 @@ itself anew, narrow screens, and images that are covered.
 
 import io
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ pytestmark = [
 ]
 
 CATEGORIES, STEPS = ("gore", "monster", "weapon"), 10
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-FLAGS += ("--disable-background-networking", "--disable-component-update", "--window-size=1200,1500")
 
 
 def job(category: str, step: int) -> JobRow:
@@ -52,22 +49,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [job(category, step) for category in CATEGORIES for step in range(STEPS)]
     write_dashboard(path, title="demo: 30 detectors", jobs=jobs, running=False)
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(shutil.which("chromedriver"))))
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture

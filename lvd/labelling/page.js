@@ -31,6 +31,7 @@ const update = change => {
 };
 const mine = () => kept.labels.get(kept.annotator) ?? new Map();
 const isLabelled = id => Array.isArray(mine().get(id));
+const byWhom = who => who ? `by ${who}` : "without a name";
 const inWords = label => label === undefined ? "no label" : label === null ? "skipped" : label.join(", ") || safe;
 
 const undone = [];  // for each change, what was there before it
@@ -77,42 +78,61 @@ const say = (text, bad = false) => {
 };
 const here = () => entries.length ? `${entries[at].id}${list.includes(at) ? `, ${list.indexOf(at) + 1} of ${list.length}` : ""}` : "";
 
-let ahead = [];  // the videos that come next are fetched before they are asked for
-const isPicture = preview => /\.(gif|webp)$/.test(preview);
-const mediaOf = preview => {
-  if (isPicture(preview)) return Object.assign(new Image(), {src: preview});
-  const video = element("video", "", {controls: true, loop: true, muted: true, playsInline: true, preload: "auto"});
-  video.src = preview;
-  return video;
+// The video that is shown and the two that come next, by their place; a browser holds few at a time.
+let held = new Map();
+const mediaOf = place => {
+  const {id, preview} = entries[place];
+  let media;
+  if (!preview) return element("p", "This sample has no preview.");
+  if (/\.(gif|webp)$/.test(preview)) {
+    media = new Image();
+  } else {
+    media = document.createElement("video");
+    Object.assign(media, {controls: true, loop: true, muted: true, playsInline: true, preload: "auto"});
+  }
+  media.className = "media";
+  media.setAttribute("aria-label", `Video of sample ${id}`);
+  media.addEventListener("error", () => {
+    const instead = element("p", `This browser cannot show ${preview}.`);
+    if (media.isConnected) find("screen").classList.remove("covered");
+    media.replaceWith(instead);
+    held.set(place, instead);
+  }, {once: true});
+  media.src = preview;
+  return media;
+};
+const hold = () => {
+  const from = list.indexOf(at), places = [at, list[from + 1], list[from + 2]].filter(place => place !== undefined);
+  const before = held;
+  held = new Map(places.map(place => [place, before.get(place) ?? mediaOf(place)]));
+  for (const [place, media] of before) {
+    if (held.has(place) || media.tagName !== "VIDEO") continue;
+    media.pause();
+    media.removeAttribute("src");  // frees its decoder
+    media.load();
+  }
+  return held.get(at);
 };
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const cover = covered => {
   const media = find("screen").querySelector(".media");
+  const focused = document.activeElement === find("cover");  // which goes away
   find("screen").classList.toggle("covered", covered && media !== null);
   if (media === null) return;
   media.inert = covered;
+  if (focused && !covered) media.focus();
   if (covered) media.pause?.();
   else if (!still.matches) media.play?.().catch(() => {});
 };
 const go = place => {
   at = place;
-  const {id, prompt, preview, why, suggested} = entries[at], screen = find("screen");
-  screen.querySelector(":scope > :not(button)")?.remove();
-  if (preview) {
-    const media = mediaOf(preview);
-    media.className = "media";
-    media.setAttribute("aria-label", `Video of sample ${id}`);
-    media.addEventListener("error", () => {
-      media.replaceWith(element("p", `This browser cannot show ${preview}.`));
-      screen.classList.remove("covered");
-    });
+  const {id, prompt, why, suggested} = entries[at], screen = find("screen"), media = hold();
+  const shown = screen.querySelector(":scope > :not(button)");
+  if (shown !== media) {
+    shown?.remove();
     screen.prepend(media);
-  } else {
-    screen.prepend(element("p", "This sample has no preview."));
   }
   cover(!kept.uncovered);
-  const next = list[list.indexOf(at) + 1], after = list[list.indexOf(at) + 2];
-  ahead = [next, after].filter(one => entries[one]?.preview).map(one => mediaOf(entries[one].preview));
   find("sample").replaceChildren(id, element("small", list.includes(at) ? ` ${list.indexOf(at) + 1} of ${list.length}` : ""));
   find("prompt").textContent = prompt;
   find("why").textContent = why;
@@ -133,11 +153,11 @@ const render = () => {
   find("done").max = Math.max(needing.length, 1);
   find("done").value = done;
   find("count").textContent = `${done} of ${needing.length} labelled${skipped ? `, ${skipped} skipped` : ""}`;
-  const held = [...kept.labels].map(([who, by]) =>
-    [who || "nobody named", [...by.values()].filter(Array.isArray).length]).filter(([, count]) => count);
+  const held = [...kept.labels].map(([who, by]) => [who, [...by.values()].filter(Array.isArray).length])
+    .filter(([, count]) => count);
   find("kept").textContent = [
-    held.length ? `Kept: ${held.map(([who, count]) => `${count} of ${who}`).join(", ")}.` : "Nothing is kept yet.",
-    kept.unsaved ? "There are changes that no file has." : "",
+    held.length ? `Samples: ${held.map(([who, count]) => `${count} ${byWhom(who)}`).join(", ")}.` : "None yet.",
+    kept.unsaved ? "Changes since the last save." : "",
     keeps ? "" : "This browser keeps nothing when the page is closed: save before.",
   ].filter(Boolean).join(" ");
   refreshOption();
@@ -145,6 +165,13 @@ const render = () => {
   if (document.activeElement !== find("annotator")) find("annotator").value = kept.annotator;
   document.body.classList.toggle("grey", kept.grey);
   find("suggested").hidden = !kept.hints;
+};
+const begin = () => {  // with the first sample that is to do
+  chooseView(find("view").value);
+  at = list.at(-1) ?? at;  // after which the first one comes
+  const first = open();
+  go(first ?? list[0] ?? at);
+  if (first === null) say("Every sample that needs a label has one.");
 };
 const everything = () => { chooseView(find("view").value); if (entries.length) go(at); else render(); };
 
@@ -200,10 +227,10 @@ const undo = () => {
   if (!before) return say("There is nothing to undo.");
   set(before);
   const [who, id] = before[0];
-  if (who !== kept.annotator) update(kept => { kept.annotator = who; });
+  if (before.length === 1 && who !== kept.annotator) update(kept => { kept.annotator = who; });
   const label = mine().get(id);
   chooseView(find("view").value);
-  go(known.get(id));
+  go(before.length > 1 ? at : known.get(id));
   say(before.length > 1 ? `Undone: ${before.length} labels are as before.` : `Undone. ${id}: ${inWords(label)}.`);
 };
 const showOrPause = () => {
@@ -233,7 +260,7 @@ const save = () => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   update(kept => { kept.unsaved = 0; });
   render();
-  say(`labels.csv has ${new Set(rows.slice(1).map(([id, , who]) => `${id} ${who}`)).size} labels.`);
+  say(`labels.csv has the labels of ${new Set(rows.slice(1).map(([id]) => id)).size} samples.`);
 };
 const parseCsv = text => {
   const rows = [[""]];
@@ -280,8 +307,8 @@ const load = async files => {
     if (!parts.length) return say("No label was found.", true);
     change(parts);
     everything();
-    const people = [...new Set(parts.map(([who]) => who || "nobody named"))].join(", ");
-    say(`${parts.length} labels of ${people} were loaded.`);
+    const people = [...new Set(parts.map(([who]) => byWhom(who)))].join(", ");
+    say(`${parts.length} samples' labels were loaded: ${people}.`);
   } catch (error) { say(error.message, true); }
 };
 const rename = () => {
@@ -295,7 +322,7 @@ const rename = () => {
     }
     kept.annotator = who;
   });
-  everything();
+  begin();
   say(who ? `You label as ${who}.` : "You label without a name.");
 };
 
@@ -321,8 +348,8 @@ for (const {name, key} of [...categories, {name: safe, key: "0"}]) {
 press("next", goOn);
 press("skip", skip);
 press("undo", undo);
-press("before", () => step(-1));
-press("after", () => step(1));
+press("back", () => step(-1));
+press("forward", () => step(1));
 press("cover", showOrPause);
 press("save", save);
 find("load").addEventListener("change", async event => {
@@ -346,10 +373,10 @@ for (const name of ["uncovered", "grey", "hints", "keys"]) {
 }
 addEventListener("keydown", event => {
   const on = event.target, {key} = event;
-  if (on.matches("select, input:not([type=checkbox])") || !entries.length) return;
+  if (on.matches("select, input[type=text]") || !entries.length) return;
   if ((event.ctrlKey || event.metaKey) && key === "z" && !event.altKey) { event.preventDefault(); return undo(); }
   if (!kept.keys || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  if (key === " " && on.matches("button, input, video") || key === "Enter" && on.matches("button")) return;
+  if (key === " " && on.matches("button, input, video") || key === "Enter" && on.matches("button, [type=file]")) return;
   if (key.startsWith("Arrow") && on.matches("video")) return;
   const is = one => key.toLowerCase() === one || /\d/.test(one) && event.code === `Digit${one}`;  // digits with shift, too
   const category = categories.find(category => category.key && is(category.key));
@@ -367,10 +394,8 @@ addEventListener("beforeunload", event => { if (!keeps && kept.unsaved) event.pr
 read();
 chooseView("needs");
 if (entries.length) {
-  const first = open();
   if (!list.length) { find("view").value = "all"; chooseView("all"); }
-  go(first ?? list[0]);
-  say(first === null ? "Every sample that needs a label has one." : "");
+  begin();
 } else {
   render();
 }

@@ -6,6 +6,7 @@ only this page's script run and loads nothing but the previews.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from string import Template
@@ -21,7 +22,7 @@ FILE = "label.html"
 _TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
 _SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 _KEYS = "123456789qwertyiopdfgjklzxcvbnm"  # of the categories; the others have their meaning: see the page
-_SHOWN_SCORES = 3
+_SHOWN_SCORES, _LOW = 3, 0.05
 
 
 def write_label_page(queue: Queue) -> Path:
@@ -74,12 +75,12 @@ def _entry(queue: Queue, entry: Entry) -> dict[str, Any]:
         "preview": None if preview is None else quote(preview.relative_to(queue.capture).as_posix()),
         "why": entry.why,
         "needs": entry.needs_label,
-        "suggested": [
-            f"{source}: "
-            + ", ".join(
-                f"{name} {score:.2f}"
-                for name, score in sorted(by.items(), key=lambda item: -item[1])[:_SHOWN_SCORES]
-            )
-            for source, by in queue.scores(sample).items()
-        ],
+        "suggested": [f"{source}: {_in_words(by)}" for source, by in queue.scores(sample).items()],
     }
+
+
+def _in_words(scores: Mapping[str, float]) -> str:
+    """The highest scores; of low ones, only how low they are."""
+    high = [(name, score) for name, score in scores.items() if score >= _LOW]
+    high.sort(key=lambda item: -item[1])
+    return ", ".join(f"{name} {score:.2f}" for name, score in high[:_SHOWN_SCORES]) or f"all below {_LOW}"
