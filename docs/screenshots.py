@@ -1,8 +1,10 @@
-"""Take the pictures of docs/sweep.md: a sweep in a terminal, its plan after an interruption, its page.
+"""Take the pictures of docs/sweep.md and docs/labels.md; needs Debian's chromium and chromium-driver.
 
-    python docs/screenshots.py      # after `make demo`; needs Debian's chromium and chromium-driver
+    python docs/screenshots.py sweep     # after `make demo`: a sweep in a terminal, its plan after an
+                                         # interruption, its page
+    python docs/screenshots.py labels    # after `python capture.py name=demo page=true run=demo`
 
-Sweeps the demo's grid once more, in a folder of its own, in a real pseudo-terminal.
+The sweep is the demo's grid once more, in a folder of its own, in a real pseudo-terminal.
 """
 
 import codecs
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +37,43 @@ _CONTROL = re.compile(r"(\r|\n|\x1b\[\d*A|\x1b\[2K|\x1b\[\?25[lh])")
 
 
 def main() -> None:
+    pictures = {"sweep": pictures_of_sweep, "labels": pictures_of_labels}
+    if len(sys.argv) != 2 or sys.argv[1] not in pictures:
+        sys.exit(str(__doc__))
+    pictures[sys.argv[1]]()
+
+
+def pictures_of_labels() -> None:
+    """The labelling page of the demo: as it opens, and on a phone in the dark, with a label given."""
+    page = ROOT / "captures/demo/label.html"
+    if not page.is_file():
+        sys.exit(f"{page} is not there: python capture.py name=demo page=true run=demo")
+    with browser() as chromium:
+        for picture, scheme, width, height, keys in (
+            ("labelling.png", "light", 1200, 800, ""),
+            ("labelling_phone.png", "dark", 390, 844, " 4"),
+        ):
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            chromium.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+            )
+            chromium.get(page.as_uri())
+            for key in keys:
+                press(chromium, key)
+            time.sleep(1)  # a first frame
+            chromium.save_screenshot(str(ROOT / "docs" / picture))
+            print(ROOT / "docs" / picture)
+
+
+def press(chromium: Any, key: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(chromium).send_keys(key).perform()
+
+
+def pictures_of_sweep() -> None:
     if not (ROOT / "runs/demo/trunk/result.json").is_file():
         sys.exit("the demo's trunk is not there: run make demo first")
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
