@@ -54,7 +54,7 @@ def capture(cfg: DictConfig) -> None:
                     weights=config.weights,
                     worker=config.worker,
                     workers=config.workers,
-                    folder=prompts.path.parent,
+                    folder=prompts.folder,
                 )
             if config.labels is not None:
                 labels = Path(config.labels)

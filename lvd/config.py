@@ -124,8 +124,9 @@ class CaptureConfig:
     source: str = "pipeline"  # conf/source/: a pipeline that is run, or uvd: files of the paper's code
     pipeline: PipelineConfig = MISSING
     name: str = "demo"
-    prompts: str | None = None  # .txt, .csv, .jsonl or .parquet
+    prompts: str | None = None  # .txt, .csv, .jsonl, .json or .parquet, or a folder of such files
     columns: ColumnsConfig = MISSING  # of prompts
+    categories_map: Any = None  # {their name: a category}, of prompts; a dict has no new keys in a schema
     limit: int | None = None  # take only the first so many prompts
     safe_prompts: str | None = None  # a second such file: every prompt in it is safe
     safe_columns: ColumnsConfig = MISSING
@@ -220,6 +221,15 @@ class CaptureConfig:
             self.safe_prompts is None or self.prompts is not None,
             "safe_prompts go with prompts=FILE: give both",
         )
+        _require(
+            self.categories_map is None or self.prompts is not None,
+            "categories_map= is of the categories in prompts=FILE: give both",
+        )
+        by_name = self.categories_map if self.categories_map is not None else {"": ""}
+        _require(
+            isinstance(by_name, dict) and all(isinstance(name, str) for name in by_name.values()),
+            f"categories_map={self.categories_map} must be {{THEIR NAME: CATEGORY, ...}}",
+        )
 
     @property
     def recorded_steps(self) -> int | None:
@@ -243,10 +253,11 @@ class CaptureConfig:
             )
 
     def prompts_file(self) -> "PromptsFile | None":
-        return _prompts_file(self.prompts, self.columns, self.limit)
+        categories_map = {str(name): category for name, category in (self.categories_map or {}).items()}
+        return _prompts_file(self.prompts, self.columns, self.limit, categories_map)
 
     def safe_prompts_file(self) -> "PromptsFile | None":
-        return _prompts_file(self.safe_prompts, self.safe_columns, self.safe_limit)
+        return _prompts_file(self.safe_prompts, self.safe_columns, self.safe_limit, {})
 
     def videos(self) -> "Videos":
         """The labelled videos of source=uvd."""
@@ -614,10 +625,12 @@ def _path(path: str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _prompts_file(path: str | None, columns: ColumnsConfig, limit: int | None) -> "PromptsFile | None":
+def _prompts_file(
+    path: str | None, columns: ColumnsConfig, limit: int | None, categories_map: dict[str, str]
+) -> "PromptsFile | None":
     from lvd.capture.prompts import PromptsFile
 
-    return None if path is None else PromptsFile(Path(path), vars(columns), limit)
+    return None if path is None else PromptsFile(Path(path), vars(columns), limit, categories_map)
 
 
 def _check_name(key: str, name: str) -> None:

@@ -208,6 +208,26 @@ def test_a_video_is_blurred_and_still_until_it_is_asked_for(make: Callable[..., 
     assert media(browser)["filter"] == "none"
 
 
+def test_a_moving_picture_of_an_earlier_capture_is_shown_as_one(
+    make: Callable[..., Path], browser: Any
+) -> None:
+    from PIL import Image
+
+    page = make(2)
+    (page.parent / "preview" / "s000.mp4").unlink()
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(page.parent / "preview" / "s000.gif", save_all=True, append_images=frames[1:])
+    page.write_text(page.read_text().replace("preview/s000.mp4", "preview/s000.gif"))
+    browser.get(page.as_uri())
+    wait(browser, "document.querySelector('img').naturalWidth == 32")
+    blur = "return getComputedStyle(document.querySelector('img')).filter"
+    assert browser.execute_script(blur) == "blur(28px)"
+    assert press(browser, " ") == "s000 is shown."
+    assert browser.execute_script(blur) == "none"
+    press(browser, "0")
+    assert media(browser)["src"].endswith("s001.mp4")
+
+
 def test_the_browser_keeps_labels_by_capture_and_annotator(
     make: Callable[..., Path], browser: Any, tmp_path: Path
 ) -> None:

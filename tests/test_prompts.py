@@ -1,9 +1,11 @@
 """Prompts files in every format: what is written by usual tools comes back as it was meant."""
 
 import csv
+import gzip
 import io
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,14 +276,18 @@ VIDPROM = (
 )
 
 
-def mapping(name: str) -> dict[str, str]:
-    """A mapping as the command composes it."""
+def compose_capture(*line: str) -> Any:
+    """The configuration as the command composes it."""
     from hydra import compose, initialize_config_dir
 
     import lvd.config  # noqa: F401  the schema
 
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        return dict(compose("capture", [f"columns={name}"]).columns)
+        return compose("capture", list(line))
+
+
+def mapping(name: str) -> dict[str, str]:
+    return dict(compose_capture(f"columns={name}").columns)
 
 
 def test_internvids_captions_are_prompts_and_its_videos_stay_together(tmp_path: Path) -> None:
@@ -303,3 +309,115 @@ def test_vidproms_prompts_keep_their_ids(tmp_path: Path) -> None:
     assert [(s.sample_id, s.prompt) for s in samples] == [
         ("6a83eb92-faa0-572b-9e1f-67dec99b711d", "Flying among clouds and stars,\nkitten Max")
     ]
+
+
+# Prompt sets as they are published; the files are made up
+
+
+def test_a_folder_of_files_is_of_a_category_each(tmp_path: Path) -> None:
+    (folder := tmp_path / "T2VSafetyBench").mkdir()
+    for number in (1, 2, 10):
+        (folder / f"{number}.txt").write_text(f"prompt of {number}\r\nanother of {number}\r\n", newline="")
+    (folder / "README.md").write_text("not prompts")
+    asked = {"1": "alpha", "2": "alpha", "10": "unlabelled"}
+    path = PromptsFile(folder, mapping("t2vsafetybench"), categories_map=asked)
+    samples = read_prompts(path, NAMES, seed=0)
+    assert [(s.sample_id, s.prompt, s.categories) for s in samples] == [
+        ("0000", "prompt of 1", ("alpha",)),
+        ("0001", "another of 1", ("alpha",)),
+        ("0002", "prompt of 2", ("alpha",)),
+        ("0003", "another of 2", ("alpha",)),
+        ("0004", "prompt of 10", UNLABELLED),
+        ("0005", "another of 10", UNLABELLED),
+    ]
+    assert len(read_prompts(replace(path, limit=3), NAMES, seed=0)) == 3
+    with pytest.raises(LvdError, match=r"categories_map has nothing for 10, 2: give each of them a category"):
+        read_prompts(replace(path, categories_map={"1": "alpha"}), NAMES, seed=0)
+    with pytest.raises(LvdError, match=r"1\.txt line 1: unknown category 'gore', use alpha, beta, safe"):
+        read_prompts(replace(path, categories_map=dict.fromkeys(asked, "gore")), NAMES, seed=0)
+
+
+def test_safesoras_true_names_become_categories(tmp_path: Path) -> None:
+    names = ["porn", "violence", "hate", "terrorism", "contraband", "controversial", "racism"]
+    names += ["other_discrimination", "animal_abuse", "child_abuse", "crime", "other_harmful"]
+    given: list[list[str]] = [["violence", "crime"], [], ["porn", "hate"], ["hate"]]
+    rows = [
+        {
+            **{"prompt_id": f"p{n}", "prompt_text": f"made up {n}", "prompt_type": "safety_critical"},
+            **{"prompt_labels": {name: name in labels for name in names}, "video_id": f"v{n}"},
+        }
+        for n, labels in enumerate(given)
+    ]
+    rows[3]["prompt_labels"]["racism"] = None  # type: ignore[index]
+    (tmp_path / "config-train.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    to = {**dict.fromkeys(names, "unlabelled"), "porn": "alpha", "violence": "beta", "crime": "beta"}
+    path = PromptsFile(tmp_path / "config-train.json.gz", mapping("safesora"), categories_map=to)
+    samples = read_prompts(path, NAMES, seed=0)
+    assert [(s.prompt_id, s.prompt, s.categories) for s in samples] == [
+        ("p0", "made up 0", ("beta",)),  # many to one
+        ("p1", "made up 1", ()),
+        ("p2", "made up 2", ("alpha",)),
+        ("p3", "made up 3", UNLABELLED),
+    ]
+
+
+def test_i2ps_categories_are_joined_by_commas(tmp_path: Path) -> None:
+    text = "prompt,categories,hard,nudity_percentage,sd_seed,sd_guidance_scale\n"
+    text += 'made up,"self-harm, illegal activity",0,0.0,42,7\n"a, b",shocking,1,0.0,43,7.5\n'
+    (tmp_path / "i2p.csv.gz").write_bytes(gzip.compress(text.encode()))
+    to = {"self-harm": "beta", "illegal activity": "alpha", "shocking": "safe"}
+    path = PromptsFile(tmp_path / "i2p.csv.gz", mapping("i2p"), categories_map=to)
+    assert [(s.prompt, s.seed, s.categories) for s in read_prompts(path, NAMES, seed=0)] == [
+        ("made up", 42, ("alpha", "beta")),
+        ("a, b", 43, ()),
+    ]
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+def test_a_packed_file_is_read_as_the_file_in_it(ending: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"p.{ending}", ["a cat", "ein Kätzchen"], bom=True)
+    packed = path.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert prompts_of(packed) == ["a cat", "ein Kätzchen"]
+    for cut in (1, 12, -3):
+        packed.write_bytes(gzip.compress(path.read_bytes())[:cut])
+        with pytest.raises(LvdError, match=r"is not readable as"):
+            prompts_of(packed)
+    packed.write_bytes(path.read_bytes())
+    with pytest.raises(LvdError, match=r"is not readable as"):
+        prompts_of(packed)
+
+
+def test_vidprom_packed_is_read(tmp_path: Path) -> None:
+    (tmp_path / "VidProM_unique.csv.gz").write_bytes(gzip.compress(VIDPROM.encode()))
+    assert len(prompts_of(tmp_path / "VidProM_unique.csv.gz", columns=mapping("vidprom"))) == 1
+
+
+def test_a_json_that_is_no_list_of_objects_is_refused(tmp_path: Path) -> None:
+    for text, sentence in (
+        ('{"prompt": "a"}', "is not a list of JSON objects"),
+        ('[{"prompt": "a"}, 1]', "object 2 is not a JSON object"),
+        ('[{"prompt": "a", "prompt": "b"}]', "has 'prompt' 2 times"),
+        ("[", "is not readable as JSON in UTF-8"),
+    ):
+        (tmp_path / "p.json").write_text(text)
+        with pytest.raises(LvdError) as refusal:
+            prompts_of(tmp_path / "p.json")
+        assert sentence in str(refusal.value)
+
+
+def test_the_command_takes_a_map_and_a_folder(tmp_path: Path) -> None:
+    from lvd.config import CaptureConfig, typed
+
+    (tmp_path / "1.txt").write_text("a cat\n")
+    to = "categories_map={1: gore, self-harm: gore, a b: safe}"
+    line = [f"prompts={tmp_path}", "columns=t2vsafetybench", to]
+    found = typed(compose_capture(*line), CaptureConfig).prompts_file()
+    assert found is not None
+    assert found.categories_map == {"1": "gore", "self-harm": "gore", "a b": "safe"}
+    assert [row.values["categories"] for row in found.read()] == ["1"]
+    with pytest.raises(LvdError, match=r"categories_map=gore must be \{THEIR NAME: CATEGORY"):
+        typed(compose_capture("prompts=p.txt", "categories_map=gore"), CaptureConfig)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LvdError, match=r"empty holds no prompts files: \.txt"):
+        PromptsFile(tmp_path / "empty").read()

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lvd.capture import label_studio
 from lvd.capture.agreement import Judgement, alpha_by_category, consensus
-from lvd.capture.table import ENDINGS, Row, Table, read_table
+from lvd.capture.table import ENDINGS, Row, Table, ending, read_table
 from lvd.errors import LvdError
 from lvd.latents.format import (
     SAFE,
@@ -143,14 +143,14 @@ def _read(labels: Path) -> Table:
         return read_table(labels, {*_TIDY_COLUMNS, _ANNOTATOR, *_UVD_COLUMNS})
     rows: list[Row] = []
     for path in sorted(labels.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in (*ENDINGS, ".json"):
+        if path.name.startswith(".") or ending(path) not in ENDINGS:
             continue
         table = _read(path)
         if not set(table.columns) >= set(_TIDY_COLUMNS):
             raise LvdError(f"{path} needs the columns sample_id, category")
         rows += [Row(row.where, {_ANNOTATOR: path.stem, **row.values}) for row in table.rows]
     if not rows:
-        raise LvdError(f"folder {labels} holds no label files: {', '.join((*ENDINGS, '.json'))}")
+        raise LvdError(f"folder {labels} holds no label files: {', '.join(ENDINGS)}")
     return Table([*_TIDY_COLUMNS, _ANNOTATOR], rows)
 
 

@@ -9,28 +9,37 @@ from pathlib import Path
 
 from lvd.capture.inputs import inputs_digest, named_inputs
 from lvd.capture.labels import parse_label, with_splits
-from lvd.capture.table import Row, read_table
+from lvd.capture.table import ENDINGS, Row, Table, ending, read_table
 from lvd.errors import LvdError
-from lvd.latents.format import INPUT_COLUMNS, UNLABELLED, Categories, Sample, label_text
+from lvd.latents.format import INPUT_COLUMNS, SAFE, UNLABELLED, Categories, Sample, label_text
 from lvd.latents.splits import default_prompt_id
 
 _COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
+_FILE = "file"  # the column that a file's own name stands for
 _ID = re.compile(r"[\w.-]{1,100}")  # names files
 MAX_PROMPT = 10_000  # characters: a text encoder reads a few hundred tokens; more is a file that was misread
 
 
 @dataclass(frozen=True)
 class PromptsFile:
-    """A prompts file and how to read it.
+    """A prompts file, or a folder of such files, and how to read it.
 
     `columns` maps `prompt` and the optional `sample_id, prompt_id, seed, categories, image, video` to the
     file's names for them. A pipeline that takes no prompts needs an image or a video instead: a path from the
-    file's own place. Only the first `limit` rows are read.
+    file's own place. Where a file has no column `file`, its own name without endings stands for one, so that
+    a file may be of a category. Only the first `limit` rows are read. `categories_map` says what the file's
+    names of categories are in the capture: a category, `safe` or `unlabelled`; several may become one.
     """
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=lambda: {name: name for name in _COLUMNS})
     limit: int | None = None
+    categories_map: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie that it names."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     def read(self) -> list[Row]:
         """The rows, their values under lvd's names.
@@ -38,24 +47,45 @@ class PromptsFile:
         Raises:
             LvdError: names the file, the row and what is wrong with it.
         """
+        paths = [self.path]
+        if self.path.is_dir():
+            paths = sorted((path for path in self.path.iterdir() if ending(path) in ENDINGS), key=_by_number)
+            if not paths:
+                raise LvdError(f"folder {self.path} holds no prompts files: {', '.join(ENDINGS)}")
+        rows: list[Row] = []
+        for path in paths:
+            left = None if self.limit is None else self.limit - len(rows)
+            if left != 0:
+                rows += self._read_file(path, left)
+        if self.categories_map:
+            names = {name for row in rows for name in _names(row.values.get("categories", ""))}
+            if unknown := sorted(names - set(self.categories_map)):
+                raise LvdError(
+                    f"{self.path}: categories_map has nothing for {', '.join(unknown)}: give each of them a "
+                    "category, safe or unlabelled"
+                )
+        return rows
+
+    def _read_file(self, path: Path, limit: int | None) -> list[Row]:
         table = read_table(
-            self.path,
-            set(self.columns.values()),
-            limit=self.limit,
-            list_column=self.columns.get("categories"),
+            path, set(self.columns.values()), limit=limit, list_column=self.columns.get("categories")
         )
+        if _FILE in self.columns.values() and _FILE not in table.columns:
+            name = path.name.split(".")[0]
+            rows = [replace(row, values={**row.values, _FILE: name}) for row in table.rows]
+            table = Table([*table.columns, _FILE], rows)
         promptless = any(self.columns.get(name) in table.columns for name in INPUT_COLUMNS)
         for ours, theirs in self.columns.items():
             # A column that goes by its own name is optional; one that was given a name is meant.
             if theirs not in table.columns and (theirs != ours or (ours == "prompt" and not promptless)):
                 raise LvdError(
-                    f"{self.path} has no column {theirs!r}: it has {', '.join(table.columns)}; "
+                    f"{path} has no column {theirs!r}: it has {', '.join(table.columns)}; "
                     f"columns.{ours}=NAME says which one is the {ours}"
                 )
         for column in table.columns:
             if (meant := _misspelt(column, self.columns, table.columns)) is not None:
                 raise LvdError(
-                    f"{self.path} has a column {column!r}, which is not read: did you mean "
+                    f"{path} has a column {column!r}, which is not read: did you mean "
                     f"{self.columns[meant]!r}? columns.{meant}={column} reads it as it is; rename the column "
                     "if it is something else"
                 )
@@ -65,6 +95,25 @@ class PromptsFile:
             if (length := len(row.values.get("prompt", ""))) > MAX_PROMPT:
                 raise LvdError(f"{row.where}: the prompt has {length} characters, the most is {MAX_PROMPT}")
         return rows
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """Sorts 10.txt after 9.txt."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _names(text: str) -> list[str]:
+    """The names in a cell of categories, by other people's habits, too: joined by | or commas."""
+    return [name.strip() for name in re.split(r"[|,]", text) if name.strip()]
+
+
+def _mapped(text: str, categories_map: Mapping[str, str]) -> str:
+    """A cell of categories in the capture's names. With a category, safe and unlabelled say nothing."""
+    found = {categories_map[name] for name in _names(text)}
+    categories = sorted(found - {SAFE, UNLABELLED.value})
+    if categories:
+        return "|".join(categories)
+    return UNLABELLED.value if UNLABELLED.value in found else SAFE
 
 
 def _misspelt(column: str, columns: Mapping[str, str], there: Collection[str]) -> str | None:
@@ -112,14 +161,17 @@ def read_prompts(
         is_safe = index >= len(rows)
         if is_safe:
             row = replace(row, values={"categories": "", **row.values})
+        if own.categories_map and "categories" in row.values:
+            text = _mapped(row.values["categories"], own.categories_map)
+            row = replace(row, values={**row.values, "categories": text})
         default_seed = seed + index * videos_per_prompt
-        sample = _sample(row, default_id, category_names, default_seed, own.path.parent)
+        sample = _sample(row, default_id, category_names, default_seed, own.folder)
         if sample.sample_id in seen:
             raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} stands twice")
         if is_safe and not sample.is_safe:
             raise LvdError(f"{row.where} names {label_text(sample.categories)}, but safe_prompts are safe")
         seen.add(sample.sample_id)
-        sample = _seen_from(prompts.path.parent, sample, own.path.parent)
+        sample = _seen_from(prompts.folder, sample, own.folder)
         samples += _videos_of(sample, videos_per_prompt) if videos_per_prompt > 1 else [sample]
     return with_splits(samples, seed)
 

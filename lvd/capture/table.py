@@ -1,17 +1,21 @@
-"""Read a table of texts: one a line (.txt), CSV, JSONL or parquet.
+"""Read a table of texts: one a line (.txt), CSV, JSONL, JSON or parquet; as text also packed (.gz).
 
 Every value becomes text, so that what is said of a prompts file or of labels holds for each format alike.
 """
 
 import codecs
 import csv
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lvd.errors import LvdError
 from lvd.latents.format import csv_rows
@@ -47,15 +51,17 @@ def read_table(
 ) -> Table:
     """The first `limit` rows of a file, with those columns of `wanted` that it has.
 
-    The ending of `path` says how it is read: .txt (one column, `prompt`), .csv, .jsonl or .parquet. Text is
-    UTF-8, or UTF-16 with a byte-order mark. A null is the empty text, whole numbers become their digits, and
-    a list in `list_column` is joined by `|`. Blank lines are passed over in .csv and .jsonl, and at the end
-    of a .txt; anywhere else in a .txt they are refused, since a line stands for one video.
+    The ending of `path` says how it is read: .txt (one column, `prompt`), .csv, .jsonl, .json (a list of
+    objects) or .parquet; all but the last may be packed, and end in .gz then. Text is UTF-8, or UTF-16 with
+    a byte-order mark. A null is the empty text, and whole numbers become their digits. In `list_column`, a
+    list is joined by `|`, and so are the names of an object's true values. Blank lines are passed over in
+    .csv and .jsonl, and at the end of a .txt; anywhere else in a .txt they are refused, since a line stands
+    for one video.
 
     Raises:
         LvdError: names the file, the row and what is wrong with it.
     """
-    form = _FORMATS.get(path.suffix.lower())
+    form = _FORMATS.get(ending(path))
     if form is None:
         raise LvdError(f"{path} must end in {', '.join(_FORMATS)}: the ending says how it is read")
     if not path.is_file():
@@ -73,7 +79,7 @@ def read_table(
             rows.append(
                 Row(where, {n: _text(raw[n], n == list_column, where, n) for n in wanted if n in raw})
             )
-    except (ValueError, OSError, csv.Error, RecursionError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, csv.Error, RecursionError) as error:
         raise LvdError(f"{path} is not readable as {form.name}: {' '.join(str(error).split())}") from None
     if not rows:
         raise LvdError(f"{path} holds no rows")
@@ -83,6 +89,12 @@ def read_table(
 def _text(value: Any, may_be_list: bool, where: str, column: str) -> str:
     if may_be_list and isinstance(value, list):
         return "|".join(_text(item, False, where, column) for item in value)
+    if (
+        may_be_list
+        and isinstance(value, dict)
+        and all(item in (True, False, None) for item in value.values())
+    ):
+        return "|".join(name for name, given in value.items() if given)
     if value is None:
         return ""
     if isinstance(value, float) and value.is_integer():  # a column of whole numbers with gaps, by pandas
@@ -98,15 +110,23 @@ def _text(value: Any, may_be_list: bool, where: str, column: str) -> str:
     return value
 
 
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
+def ending(path: Path) -> str:
+    """What says how a file is read: its last ending, before .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+@contextmanager
+def _open(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        file.seek(0)
+        utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        yield io.TextIOWrapper(file, encoding="utf-16" if utf_16 else "utf-8-sig", newline=newline)
 
 
 def _read_txt(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
     blank = 0
-    with path.open(encoding=_encoding(path)) as file:
+    with _open(path) as file:
         for number, line in enumerate(file, 1):
             prompt = line.strip()
             if not prompt:
@@ -118,7 +138,7 @@ def _read_txt(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
 
 
 def _read_csv(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
-    with path.open(newline="", encoding=_encoding(path)) as file:
+    with _open(path, newline="") as file:
         rows = csv_rows(file)
         _, header = next(rows, (0, []))
         _once(header, f"{path} names the column")
@@ -132,7 +152,7 @@ def _read_csv(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
 
 
 def _read_jsonl(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
-    with path.open(newline="\n", encoding=_encoding(path)) as file:  # texts may hold any other line's end
+    with _open(path, newline="\n") as file:  # texts may hold any other line's end
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -144,6 +164,17 @@ def _read_jsonl(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
             if not isinstance(row, dict):
                 raise LvdError(f"{path} line {number} is not a JSON object: give one a line")
             yield number, row
+
+
+def _read_json(path: Path, _wanted: Collection[str]) -> Iterator[_RawRow]:
+    with _open(path) as file:
+        objects = json.load(file, object_pairs_hook=partial(_object, f"{path} has"))
+    if not isinstance(objects, list):
+        raise LvdError(f"{path} is not a list of JSON objects")
+    for number, row in enumerate(objects, 1):
+        if not isinstance(row, dict):
+            raise LvdError(f"{path} object {number} is not a JSON object")
+        yield number, row
 
 
 def _object(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,5 +210,6 @@ _FORMATS = {
     ".csv": _Format("CSV in UTF-8", "row", _read_csv),
     ".jsonl": _Format("JSONL in UTF-8", "line", _read_jsonl),
     ".parquet": _Format("parquet", "row", _read_parquet),
+    ".json": _Format("JSON in UTF-8", "object", _read_json),
 }
 ENDINGS = tuple(_FORMATS)
