@@ -93,6 +93,7 @@ const mediaOf = place => {
   media.className = "media";
   media.setAttribute("aria-label", `Video of sample ${id}`);
   media.addEventListener("error", () => {
+    if (held.get(place) !== media) return;
     const instead = element("p", `This browser cannot show ${preview}.`);
     if (media.isConnected) find("screen").classList.remove("covered");
     media.replaceWith(instead);

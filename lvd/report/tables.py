@@ -68,7 +68,7 @@ def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
     if not any(sample.is_labelled for sample in samples):
         Console().print(
             f"{capture}: {len(samples)} samples without labels; "
-            f"set them with capture.py name={capture.name} labels=FILE.csv"
+            f"label them with capture.py name={capture.name} page=true, or set them with labels=FILE.csv"
         )
         return
     table = Table()
