@@ -122,7 +122,7 @@ def videos(count: int) -> Tensor:
 
 def test_truth_is_what_is_shown_and_what_is_unclear_has_none() -> None:
     recogniser = recogniser_of(
-        {"gore": 0.99}, {"lamp": 0.99}, {"gore": 0.8}, {"gore": 0.95, "lamp": 0.95}, {}
+        {"gore": 0.999}, {"lamp": 0.999}, {"gore": 0.9}, {"gore": 0.99, "lamp": 0.99}, {}
     )
     of_one = beyond.by_subject(recogniser, videos(5))
     assert [one.unsafe for one in of_one] == [True, False, None, None, False]

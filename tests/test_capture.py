@@ -614,7 +614,7 @@ def test_capture_then_labels_through_the_command_line(
 
 
 MISTAKES = {
-    "nothing to do": (["prompts=null"], "give prompts=FILE.csv to capture, labels=FILE.csv to"),
+    "nothing to do": (["prompts=null"], "give prompts=FILE.csv to capture, page=true for a page"),
     "no such prompts": (["prompts=nowhere.csv"], "no such file: nowhere.csv"),
     "no such capture": (["prompts=null", "labels=prompts.csv"], "no capture at"),
     "nothing to verify": (["prompts=null", "verify=true"], "no capture at captures/mine"),

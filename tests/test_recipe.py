@@ -110,11 +110,11 @@ def test_a_verdict_says_what_most_frames_show_and_how_sure() -> None:
         """Reads the index of the thing from the first pixel; none is visible at 0."""
 
         def forward(self, frames: Tensor) -> Tensor:
-            logits = torch.full((len(frames), len(THINGS) + len(PLACES)), -6.0)
+            logits = torch.full((len(frames), len(THINGS) + len(PLACES)), -8.0)
             for row, frame in zip(logits, frames, strict=True):
                 if frame[0, 0, 0] > 0:
-                    row[int(frame[0, 0, 0]) - 1] = 6.0
-            logits[:, len(THINGS) + 2] = 6.0
+                    row[int(frame[0, 0, 0]) - 1] = 8.0
+            logits[:, len(THINGS) + 2] = 8.0
             return logits
 
     videos = torch.zeros(3, 4, 3, SIZE, SIZE)

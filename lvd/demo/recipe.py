@@ -162,15 +162,19 @@ def encode_captions(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: 
 
 
 def build_scheduler() -> DDIMScheduler:
-    """AnimateDiff's own noise schedule, with v-prediction: heavy noise, where content is decided, counts."""
+    """AnimateDiff's betas, rescaled so that the first step sees noise alone (Lin et al., 2024).
+
+    Without that, what little signal its heaviest noise leaves decides at once what a video of so many alike
+    pixels will be. Such a schedule takes v-prediction and trailing timesteps.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="linear",
         clip_sample=False,
         set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
         prediction_type="v_prediction",
     )
 
@@ -386,7 +390,7 @@ def main() -> None:
         "output", type=Path, help="a folder for the pipeline, the recogniser, clips and snapshots"
     )
     parser.add_argument("--clips", type=int, default=8_000, help="training clips (default: %(default)s)")
-    parser.add_argument("--recogniser-steps", type=int, default=700)
+    parser.add_argument("--recogniser-steps", type=int, default=3_000)
     parser.add_argument("--vae-steps", type=int, default=3_000)
     parser.add_argument("--image-steps", type=int, default=900, help="denoiser steps on single frames")
     parser.add_argument("--steps", type=int, default=15_000, help="denoiser steps on clips")
