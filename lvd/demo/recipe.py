@@ -393,7 +393,7 @@ def main() -> None:
     parser.add_argument("--recogniser-steps", type=int, default=3_000)
     parser.add_argument("--vae-steps", type=int, default=3_000)
     parser.add_argument("--image-steps", type=int, default=900, help="denoiser steps on single frames")
-    parser.add_argument("--steps", type=int, default=15_000, help="denoiser steps on clips")
+    parser.add_argument("--steps", type=int, default=20_000, help="denoiser steps on clips")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
