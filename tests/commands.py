@@ -4,6 +4,7 @@ import json
 import runpy
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,20 @@ def spoil(shard: Path) -> None:
 
 
 def wandb_records(directory: Path) -> list[Any]:
-    """Everything in the one offline run of a job, read back from its .wandb file, a LevelDB log."""
+    """Everything in the one offline run of a finished job, read back from its .wandb file, a LevelDB log.
+
+    wandb's service writes the end of it when it comes to it.
+    """
+    deadline = time.monotonic() + 60
+    records: list[Any] = []
+    while not any(record.WhichOneof("record_type") == "exit" for record in records):
+        assert time.monotonic() < deadline, f"no end in the run of {directory}"
+        time.sleep(0.05)
+        records = _records_so_far(directory)
+    return records
+
+
+def _records_so_far(directory: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
@@ -77,7 +91,11 @@ def wandb_records(directory: Path) -> list[Any]:
     while position < len(data):
         if (left := -position % 32768) < 7:  # a header never crosses a block
             position += left
+        if position + 7 > len(data):
+            break
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # it is being written
+            break
         whole += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # full, last

@@ -59,12 +59,10 @@ def build_unet() -> UNetMotionModel:
 
 def build_scheduler() -> DDIMScheduler:
     """AnimateDiff's own: nothing is clipped, so x0 is the plain epsilon formula."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
+    return DDIMScheduler.from_config(
+        recipe.build_scheduler().config,
+        prediction_type="epsilon",
+        rescale_betas_zero_snr=False,
         steps_offset=1,
         timestep_spacing="leading",
     )
