@@ -1,4 +1,4 @@
-# `make demo`, `make study` and `make test` set all up on a fresh machine, in .venv; nothing else is needed.
+# `make demo`, `make study` and `make test` set everything up on a fresh machine, in .venv; nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
 # A process a core, with one thread each: more would get in each other's way.
