@@ -17,9 +17,6 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
     from lvd.capture.uvd import import_uvd
-    from lvd.labelling.label_studio import write_project
-    from lvd.labelling.page import print_page, write_label_page
-    from lvd.labelling.queue import prepare
     from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
@@ -66,6 +63,10 @@ def capture(cfg: DictConfig) -> None:
         elif config.worker is None:
             print_labels(directory, alpha)
         if config.page or config.label_studio:
+            from lvd.labelling.label_studio import write_project
+            from lvd.labelling.page import print_page, write_label_page
+            from lvd.labelling.queue import prepare
+
             queue = prepare(
                 directory,
                 run=None if config.run is None else Path(config.runs) / config.run,

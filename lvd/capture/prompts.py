@@ -141,8 +141,7 @@ def read_prompts(
 ) -> list[Sample]:
     """The samples that a prompts file asks for, split by prompt.
 
-    Where a row asks for several, sample_id 0007 becomes 0007-0, 0007-1 and so on, with seeds that follow.
-
+    With several videos a prompt, sample_id 0007 becomes 0007-0, 0007-1 and so on, with seeds that follow.
     They are unlabelled where the file has no categories; an empty cell of its column says safe. The prompts
     of `safe`, which come after them, are safe ones. Without a seed of its own, sample i is drawn
     with `seed` + i. Samples made from the same image or video share a prompt_id.
