@@ -16,6 +16,7 @@ from lvd.progress import progress
 GENERATOR = Path(__file__).parent / "generator"
 STEPS = 50
 GUIDANCE = 1.0  # none: one pass of the network a step
+DDIM_ETA = 1.0  # DDPM's noise at every step, so that the first noise alone does not decide
 _BATCH = 13
 
 
@@ -44,6 +45,7 @@ def sample_videos(pipeline: Any, captions: Sequence[str], seed: int, steps: int 
                 num_frames=FRAMES,
                 num_inference_steps=steps,
                 guidance_scale=GUIDANCE,
+                eta=DDIM_ETA,
                 generator=[torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(batch))],
                 output_type="np",
             ).frames
