@@ -16,16 +16,15 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from pipeline_runs import (
+from lvd.sampling.pipelines import REFUSED
+from support.pipeline_runs import (
     blocked_one_and_left_the_other,
     capture,
     ends_on_its_last_x0,
     guard,
     is_what_it_heard,
 )
-from pipelines import TINY, Tiny
-
-from lvd.sampling.pipelines import REFUSED
+from support.pipelines import TINY, Tiny
 
 
 def row(tiny: Tiny, directory: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from samplers import CASES, X0, Case, answer, sample_perfectly
+from support.samplers import CASES, X0, Case, answer, sample_perfectly
 
 
 def errors(case: Case, dtype: torch.dtype) -> Iterator[tuple[float, float]]:

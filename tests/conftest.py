@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Shell
 from hypothesis import settings
 from torch import Tensor, nn
 
@@ -45,6 +44,7 @@ from lvd.latents.format import (
 from lvd.latents.integrity import file_sha256
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
+from support.commands import Shell
 
 settings.register_profile("lvd", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("lvd")
@@ -186,8 +186,9 @@ def new_capture(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_pipeline_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An AnimateDiffPipeline of 8-frame 32x32 videos, as `save_pretrained` leaves it."""
-    import tiny
     from diffusers import AnimateDiffPipeline
+
+    from support import tiny
 
     torch.manual_seed(0)
     tokenizer = tiny.build_tokenizer()

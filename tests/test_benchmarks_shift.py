@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import ROOT
-from conftest import NAMES, bundle_info
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
+
+from conftest import NAMES, bundle_info
+from support.commands import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -4,7 +4,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from commands import Shell
+
+from support.commands import Shell
 
 ROOT = Path(__file__).parent.parent
 

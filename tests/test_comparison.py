@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Ran, Shell
-from conftest import NAMES, STEPS
 from scipy.special import ndtri
 
+from conftest import NAMES, STEPS
 from lvd.decide.intervals import wilson
 from lvd.decide.paired import newcombe, paired_difference
 from lvd.detect.bank import score_step, step_check
@@ -22,6 +21,7 @@ from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_keys
 from lvd.sweep.results import read_result, write_result
+from support.commands import Ran, Shell
 
 # ---- the interval of a paired difference
 

@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import Shell, wandb_records
-from conftest import NAMES, STEPS, capture_info, latents_of, write_capture
 from PIL import Image
 
 import lvd.detect.bank
 import lvd.sweep.state
+from conftest import NAMES, STEPS, capture_info, latents_of, write_capture
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.capture.labels import label
 from lvd.decide.intervals import wilson
@@ -34,6 +33,7 @@ from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, fold
 from lvd.sweep.trained_on import TrainedOn, origin_of
+from support.commands import Shell, wandb_records
 
 DOCUMENTED = {
     *("n_test", "eta", "lam", "accuracy", "accuracy_ci", "tpr", "fpr", "auroc", "steps_mean_unsafe"),

@@ -1,0 +1,1 @@
+"""What several tests share: tiny pipelines, samplers, the commands in processes of their own."""
