@@ -63,19 +63,15 @@ def capture(cfg: DictConfig) -> None:
         elif config.worker is None:
             print_labels(directory, alpha)
         if config.page or config.label_studio:
-            from lvd.labelling.label_studio import write_project
-            from lvd.labelling.page import print_page, write_label_page
-            from lvd.labelling.queue import prepare
+            from lvd.labelling.write import write_for_labelling
 
-            queue = prepare(
+            write_for_labelling(
                 directory,
                 run=None if config.run is None else Path(config.runs) / config.run,
                 suggestions=None if config.suggestions is None else Path(config.suggestions),
+                page=config.page,
+                label_studio=config.label_studio,
             )
-            if config.page:
-                print_page(write_label_page(queue), queue)
-            if config.label_studio:
-                print(f"for Label Studio: {write_project(queue)}, as docs/labels.md says")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
 from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
 from lvd.report.defence import auroc_heatmap, hole, write_report
+from lvd.report.tables import print_summary
 from lvd.report.wandb import WandbTarget, wandb_run
 from lvd.sweep.grid import Cell
 from lvd.sweep.state import Usable, usable
@@ -359,6 +360,34 @@ def _lost_by_release(rule: Rule, test: Scored) -> int | None:
         return None
     whole, own = (each.decide(test.scores_NSK).unsafe for each in (replace(rule, release=None), rule))
     return int((whole & ~own & test.label).sum())
+
+
+def print_evaluation(found: Evaluation, run: Path, recipe: EvaluationRecipe) -> None:
+    """What `evaluate.py` prints of a run: the rules' numbers, what limits them, and where the files are."""
+    print_summary([(each.rule, each.summary, each.attribution) for each in found.rules], recipe.decision)
+    for each in found.rules:
+        if each.lost_by_release is not None:
+            print(
+                f"{each.rule.kind}: {each.lost_by_release} of {each.summary.n_unsafe} unsafe samples "
+                "were let go that it would have caught at a later step"
+            )
+    if found.not_calibrated is not None:
+        print(f"sequential is not there: {found.not_calibrated}")
+    if recipe.max_fpr is not None:
+        print(f"threshold {found.threshold:.4f}, chosen on val for max_fpr={recipe.max_fpr}")
+    if found.problems:
+        print(f"{len(found.problems)} detectors are missing, e.g. {found.problems[0]}")
+    for sentence in found.provenance.sentences():
+        print(sentence)
+    print(f"report: {found.report}")
+    bundle = run / "bundle"
+    if found.bundle is not None:
+        print(f"bundle: {bundle}, digest {found.bundle}")
+        return
+    if not found.provenance.other_origin:
+        print(f"no bundle: {found.no_bundle}")
+    if bundle.exists():
+        print(f"{bundle} is still the one of an earlier evaluation")
 
 
 def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config: dict[str, Any]) -> None:
