@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lvd.config import CaptureConfig, typed
 from lvd.entry import leave_ctrl_c_to_joblib, run, sentences
-from lvd.launch import worker_arguments
+from lvd.sweep.request import worker_arguments
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")

@@ -16,16 +16,23 @@ from lvd.latents.disk import errors_as_sentences
 def evaluation(cfg: DictConfig) -> None:
     from lvd.capture.frames import decoding_device
     from lvd.comparison import ABOUT
-    from lvd.evaluation import evaluate_runs, log_to_wandb, print_evaluation
+    from lvd.evaluation import (
+        EvaluationRecipe,
+        capture_to_measure,
+        evaluate_runs,
+        log_to_wandb,
+        print_evaluation,
+    )
     from lvd.report.tables import print_comparison
     from lvd.report.wandb import WandbTarget
 
     written = Path(cfg.runs) if cfg.compare else Path(cfg.runs) / cfg.name
     with sentences(), errors_as_sentences(written):
         config = typed(cfg, EvaluateConfig)
-        capture_dir, run_dirs = config.capture_dir(), config.run_dirs
+        capture_dir, run_dirs = capture_to_measure(config), config.run_dirs
+        recipe = EvaluationRecipe.of(config)
         evaluations, compared = evaluate_runs(
-            capture_dir, run_dirs, config.recipe(), decoding_device(config.accelerator)
+            capture_dir, run_dirs, recipe, decoding_device(config.accelerator)
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
             target = WandbTarget(config.logger.project, config.logger.entity)
@@ -33,7 +40,7 @@ def evaluation(cfg: DictConfig) -> None:
             log_to_wandb(found, run_dir, target, settings)
             if compared is not None:
                 print(f"{run_dir}:")
-            print_evaluation(found, run_dir, config.recipe())
+            print_evaluation(found, run_dir, recipe)
         if compared is not None:
             print_comparison(compared.table(), ABOUT)
 

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from lvd.config import TrainConfig, typed
 from lvd.entry import leave_ctrl_c_to_joblib, run
 from lvd.errors import LvdError
-from lvd.jobs import run_job
-from lvd.launch import read_request, typed_choices_win
+from lvd.sweep.process import run_job
+from lvd.sweep.request import read_request, typed_choices_win
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -7,7 +7,7 @@ The rest of lvd takes plain arguments.
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -23,9 +23,6 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.uvd import Videos
     from lvd.detect.pretrained import Pretrained
     from lvd.detect.training import DetectorRecipe, TrunkRecipe
-    from lvd.evaluation import EvaluationRecipe
-    from lvd.sweep.grid import Cell
-    from lvd.sweep.job import Identity, Job
 
 
 _CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
@@ -427,30 +424,6 @@ class TrainConfig:
     def run_dir(self) -> Path:
         return Path(self.runs) / self.name
 
-    def job(self) -> "Job":
-        """What all jobs of the run share."""
-        from lvd.detect.training import Machine
-        from lvd.report.wandb import WandbTarget
-        from lvd.sweep.job import Job
-
-        return Job(
-            capture=self.capture_dir,
-            run=self.run_dir,
-            seed=self.seed,
-            machine=Machine(self.accelerator, self.precision, self.workers),
-            wandb=WandbTarget(self.logger.project, self.logger.entity),
-            settings=asdict(self),
-            logger=self.logger.kind,  # type: ignore[arg-type]
-        )
-
-    def identity(self, cell: "Cell | None") -> "Identity":
-        """Which job a cell's is under this configuration; None: the trunk's."""
-        from lvd.sweep.job import identities, trunk_identity
-
-        if cell is None:
-            return trunk_identity(self.job(), self.trunk_recipe())
-        return identities(self.job(), [cell], self.detector_recipe())[cell]
-
     def trunk_recipe(self) -> "TrunkRecipe":
         from lvd.detect.training import EncoderSize, Fit, TrunkRecipe
 
@@ -532,41 +505,6 @@ class EvaluateConfig:
     @property
     def run_dirs(self) -> list[Path]:
         return [Path(self.runs) / name for name in self.compare or [self.name]]
-
-    def capture_dir(self) -> Path:
-        """The capture that is measured on.
-
-        Raises:
-            LvdError: runs that are compared learned from different ones, and none is given.
-        """
-        if self.capture is not None or not self.compare:
-            return Path(self.captures) / (self.capture or self.name)
-        from lvd.sweep.results import learned_captures
-
-        learned = {run.name: learned_captures(run) for run in self.run_dirs}
-        for name, captures in learned.items():
-            _require(len(captures) > 0, f"{Path(self.runs) / name} has no detectors: train it first")
-        named = {capture for captures in learned.values() for capture in captures}
-        listed = ", ".join(f"{name} on {' and '.join(captures)}" for name, captures in learned.items())
-        _require(
-            len(named) == 1,
-            f"the runs learned from different captures ({listed}): give capture=NAME to measure all on one",
-        )
-        return Path(self.captures) / named.pop()
-
-    def recipe(self) -> "EvaluationRecipe":
-        from lvd.evaluation import Bound, EvaluationRecipe
-
-        return EvaluationRecipe(
-            eta=self.eta,
-            lam=self.lam,
-            bound=Bound(self.alpha, self.guarantee, self.policy, self.shares, self.miss),  # type: ignore[arg-type]
-            threshold=self.threshold,
-            max_fpr=self.max_fpr,
-            decision=self.decision,
-            examples=self.examples,
-            show_unsafe=self.show_unsafe,
-        )
 
 
 ConfigT = TypeVar("ConfigT")

@@ -16,6 +16,7 @@ import torch
 from plotly.graph_objects import Figure
 
 from lvd.comparison import Compared, Entry, check_comparable, compare
+from lvd.config import EvaluateConfig
 from lvd.decide.calibrate import calibrate, choose_threshold, with_release
 from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
@@ -31,6 +32,7 @@ from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.tables import print_summary
 from lvd.report.wandb import WandbTarget, wandb_run
 from lvd.sweep.grid import Cell
+from lvd.sweep.results import learned_captures
 from lvd.sweep.state import Usable, usable
 from lvd.sweep.trained_on import TrainedOn, seen
 
@@ -92,6 +94,19 @@ class EvaluationRecipe:
     examples: int = 0  # rows of decoded x0
     show_unsafe: bool = False
 
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> "EvaluationRecipe":
+        return cls(
+            eta=config.eta,
+            lam=config.lam,
+            bound=Bound(config.alpha, config.guarantee, config.policy, config.shares, config.miss),  # type: ignore[arg-type]
+            threshold=config.threshold,
+            max_fpr=config.max_fpr,
+            decision=config.decision,
+            examples=config.examples,
+            show_unsafe=config.show_unsafe,
+        )
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -130,6 +145,27 @@ class Evaluation:
     problems: list[str]
     bundle: str | None  # the digest of the exported bundle
     no_bundle: str | None  # why there is none
+
+
+def capture_to_measure(config: EvaluateConfig) -> Path:
+    """The capture that is measured on.
+
+    Raises:
+        LvdError: runs that are compared learned from different ones, and none is given.
+    """
+    if config.capture is not None or not config.compare:
+        return Path(config.captures) / (config.capture or config.name)
+    learned = {run.name: learned_captures(run) for run in config.run_dirs}
+    for name, captures in learned.items():
+        if not captures:
+            raise LvdError(f"{Path(config.runs) / name} has no detectors: train it first")
+    named = {capture for captures in learned.values() for capture in captures}
+    if len(named) > 1:
+        listed = ", ".join(f"{name} on {' and '.join(captures)}" for name, captures in learned.items())
+        raise LvdError(
+            f"the runs learned from different captures ({listed}): give capture=NAME to measure all on one"
+        )
+    return Path(config.captures) / named.pop()
 
 
 def evaluate_runs(

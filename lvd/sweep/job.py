@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from lvd.config import TrainConfig
 from lvd.detect.training import (
     DetectorRecipe,
     Machine,
@@ -48,6 +49,18 @@ class Job:
     wandb: WandbTarget
     settings: Mapping[str, Any]  # the whole configuration, as wandb shows it
     logger: LoggerKind = "wandb"
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Job":
+        return cls(
+            capture=config.capture_dir,
+            run=config.run_dir,
+            seed=config.seed,
+            machine=Machine(config.accelerator, config.precision, config.workers),
+            wandb=WandbTarget(config.logger.project, config.logger.entity),
+            settings=asdict(config),
+            logger=config.logger.kind,  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,13 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
         )
 
     return _run(job, identity, train, force=force)
+
+
+def identity_of(config: TrainConfig, cell: Cell | None) -> Identity:
+    """Which job a cell's is under a configuration; None: the trunk's."""
+    if cell is None:
+        return trunk_identity(Job.of(config), config.trunk_recipe())
+    return identities(Job.of(config), [cell], config.detector_recipe())[cell]
 
 
 def trunk_identity(job: Job, recipe: TrunkRecipe) -> Identity:

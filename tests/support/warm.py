@@ -6,13 +6,6 @@ from diffusers import AnimateDiffPipeline  # noqa: F401
 from hydra.core.plugins import Plugins
 from transformers import CLIPTextModel, CLIPTokenizer, VideoMAEModel  # noqa: F401
 
-import lvd.capture.recorder
-import lvd.capture.uvd
-import lvd.detect.training
-import lvd.launch
-import lvd.report.sweep
-import lvd.report.tables
-import lvd.sweep.job  # noqa: F401
 import support.forks  # noqa: F401
 
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ from conftest import FIVE, NAMES, STEPS
 from lvd.detect.training import Machine, check_machine
 from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, read_samples, write_samples
-from lvd.launch import read_request
 from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells
 from lvd.sweep.job import cell_seed
+from lvd.sweep.request import read_request
 from support.commands import ROOT, Ran, Shell, spoil, wandb_records
 
 GRID = ["-m", "category=0..4", "step=0..49"]

@@ -23,8 +23,8 @@ from lvd.detect.pretrained import Pretrained
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
-from lvd.launch import read_request, typed_choices_win
 from lvd.sweep.check import disk_problem
+from lvd.sweep.request import read_request, typed_choices_win
 from support.commands import ROOT, Shell, spoil, wandb_records
 
 TINY = ["name=tiny", "accelerator=cpu", "encoder.width=16", "encoder.layers=1", "encoder.heads=2"]
@@ -337,7 +337,7 @@ def documented() -> list[str]:
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's weights and a VAE, as if they could be had here."""
     monkeypatch.setattr(Pretrained, "config", VideoMAEConfig(num_labels=2))
-    monkeypatch.setattr("lvd.launch.frames_problem", lambda *_, **__: [])
+    monkeypatch.setattr("lvd.sweep.request.frames_problem", lambda *_, **__: [])
 
 
 @pytest.mark.usefixtures("hub")

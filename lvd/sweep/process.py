@@ -49,16 +49,16 @@ def job_cell(config: TrainConfig) -> Cell | None:
 def _run(config: TrainConfig) -> bool:
     import torch
 
-    from lvd.sweep.job import run_cell, run_trunk
+    from lvd.sweep.job import Job, run_cell, run_trunk
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     os.environ.setdefault("TQDM_DISABLE", "1")
     cell = job_cell(config)
     if cell is None:
-        result = run_trunk(config.job(), config.trunk_recipe(), force=config.force)
+        result = run_trunk(Job.of(config), config.trunk_recipe(), force=config.force)
     else:
-        result = run_cell(config.job(), cell, config.detector_recipe(), force=config.force)
+        result = run_cell(Job.of(config), cell, config.detector_recipe(), force=config.force)
     return result.status == "done"
 
 
@@ -78,12 +78,14 @@ def _run_isolated(config: TrainConfig, launcher: str) -> bool:
     if exit_code in (0, 1):
         return exit_code == 0
 
-    from lvd.sweep.job import record_death
+    from lvd.sweep.job import Job, identity_of, record_death
 
     how = f"status {exit_code}"
     if exit_code is not None and exit_code < 0:
         how = f"signal {-exit_code}, {signal.strsignal(-exit_code)}"
-    record_death(config.job(), config.identity(job_cell(config)), f"the process of the job ended with {how}")
+    record_death(
+        Job.of(config), identity_of(config, job_cell(config)), f"the process of the job ended with {how}"
+    )
     return False
 
 

@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from lvd.config import TrainConfig, typed
 from lvd.detect.rows import left_out
 from lvd.errors import LvdError
-from lvd.jobs import STOP
 from lvd.latents import disk
 from lvd.latents.format import read_info, read_samples
 from lvd.sweep.check import (
@@ -35,6 +34,7 @@ from lvd.sweep.check import (
 )
 from lvd.sweep.grid import AXES, Axis, Cell, read_axes, resolve_cells
 from lvd.sweep.log import unheard
+from lvd.sweep.process import STOP
 from lvd.sweep.progress import print_failures, print_plan, print_trunk_plan, watch
 from lvd.sweep.results import read_result, read_results
 
@@ -63,9 +63,9 @@ class Request:
 
     @cached_property
     def identities(self) -> "dict[Cell, Identity]":
-        from lvd.sweep.job import identities
+        from lvd.sweep.job import Job, identities
 
-        return identities(self.config.job(), self.cells, self.config.detector_recipe())
+        return identities(Job.of(self.config), self.cells, self.config.detector_recipe())
 
     def print_plan(self) -> None:
         """The grid, the state of its jobs, and what stands in the way of a sweep.
@@ -73,13 +73,14 @@ class Request:
         Raises:
             LvdError: lists what stands in the way.
         """
+        from lvd.sweep.job import identity_of
         from lvd.sweep.state import job_state
 
         run = self.config.run_dir
         self._print_left_out()
         if not self.cells:
             result = read_result(run / "trunk")
-            found = job_state(run / "trunk", result, self.config.identity(None).config_digest)
+            found = job_state(run / "trunk", result, identity_of(self.config, None).config_digest)
             print_trunk_plan(run, result, "changed" if self.config.force and found == "done" else found)
             return
         results = read_results(run, self.cells)
@@ -95,11 +96,11 @@ class Request:
 
     def left(self) -> list[Cell]:
         """The cells whose jobs would not be skipped."""
-        from lvd.sweep.job import is_done
+        from lvd.sweep.job import Job, is_done
 
         if self.config.force:
             return self.cells
-        job = self.config.job()
+        job = Job.of(self.config)
         return [cell for cell in self.cells if not is_done(job, self.identities[cell])]
 
     def run(self, job: Callable[[], None]) -> str | None:
@@ -312,11 +313,13 @@ def _pretrained_problems(config: TrainConfig, cells: Sequence[Cell], *, elsewher
 
 
 def _trunk_problems(config: TrainConfig) -> list[str]:
+    from lvd.sweep.job import identity_of
+
     info = read_info(config.capture_dir)
     _, problems = resolve_cells(config.capture_dir, info.category_names, ["0"])
     problems += data_problem(missing_data(config.capture_dir, range(info.stored_steps)))
     if not problems:
-        identity = config.identity(None)
+        identity = identity_of(config, None)
         used = [] if config.force else [read_result(config.run_dir / "trunk")]
         problems += other_configuration(config.run_dir / "trunk", used, identity.settings)
         problems += disk_problem(
@@ -327,10 +330,11 @@ def _trunk_problems(config: TrainConfig) -> list[str]:
 
 def _machine_problems(config: TrainConfig, launcher: str) -> list[str]:
     from lvd.detect.training import check_machine
+    from lvd.sweep.job import Job
 
     try:
         with unheard():
-            check_machine(config.job().machine, elsewhere=launcher not in _HERE)
+            check_machine(Job.of(config).machine, elsewhere=launcher not in _HERE)
     except LvdError as error:
         return [str(error)]
     return []
