@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from lvd.decide.rules import Vote
+from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
+from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.sampling.fingerprint import fingerprint, plain_config
 
@@ -87,7 +88,7 @@ def default_detectors() -> Detectors:
     encoder = EncoderConfig(SHAPE, WIDTH, LAYERS, HEADS, choose_patch(SHAPE, TUBELET), TUBELET)
     heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
     nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step, so that the last one decides
-    steps = [StepDetectors(heads) for _ in range(STEPS)]
+    steps = {step: StepDetectors(heads) for step in range(STEPS)}
     return Detectors(Trunk(encoder, STEPS, len(CATEGORIES)), steps).eval().requires_grad_(False)
 
 

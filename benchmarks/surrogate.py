@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lvd.decide.sequential import _LARGEST, Sequential
 from lvd.demo.recogniser import THINGS, Recogniser
+from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
-from lvd.guard.bundle import BundleInfo, Detectors
+from lvd.guard.bundle import BundleInfo
 from lvd.sampling.x0 import predict_x0
 
 

@@ -24,14 +24,8 @@ import torch.nn.functional as F
 
 from lvd.detect.bank import step_features
 from lvd.detect.data import channel_statistics
-from lvd.detect.network import (
-    Detector,
-    EncoderConfig,
-    HeadDetector,
-    NetworkDetector,
-    choose_patch,
-    trunk_digest,
-)
+from lvd.detect.files import trunk_digest
+from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, choose_patch
 from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader

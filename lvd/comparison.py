@@ -16,7 +16,7 @@ from lvd.decide.paired import Difference, paired_difference
 from lvd.decide.rules import Bools, Ints, Rule
 from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.detect.bank import Scored, step_check
-from lvd.detect.network import trunk_digest
+from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
 from lvd.latents.reader import CaptureReader

@@ -20,15 +20,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from lvd.decide.rules import Vote
-from lvd.detect.network import (
-    EncoderConfig,
-    HeadDetector,
-    NetworkDetector,
-    Trunk,
-    save_detector,
-    save_trunk,
-    trunk_digest,
-)
+from lvd.detect.files import save_detector, save_trunk, trunk_digest
+from lvd.detect.network import EncoderConfig, HeadDetector, NetworkDetector, Trunk
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.latents import journal, writer

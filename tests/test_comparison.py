@@ -16,7 +16,8 @@ from conftest import NAMES, STEPS
 from lvd.decide.intervals import wilson
 from lvd.decide.paired import newcombe, paired_difference
 from lvd.detect.bank import score_step, step_check
-from lvd.detect.network import HeadDetector, load_trunk, save_detector, trunk_digest
+from lvd.detect.files import load_trunk, save_detector, trunk_digest
+from lvd.detect.network import HeadDetector
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_keys

@@ -23,7 +23,7 @@ from lvd.capture.labels import label
 from lvd.decide.intervals import wilson
 from lvd.decide.rules import Vote
 from lvd.decide.sequential import Sequential
-from lvd.detect.network import load_trunk, save_trunk, trunk_digest
+from lvd.detect.files import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.evaluation import Bound, Evaluation, EvaluationRecipe, evaluate_runs
 from lvd.guard.bundle import load_bundle

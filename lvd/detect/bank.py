@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
-from lvd.detect.network import Detector, HeadDetector, PixelDetector, load_detector, load_trunk, trunk_digest
+from lvd.detect.ensemble import Detectors, StepDetectors
+from lvd.detect.files import load_detector, load_trunk, trunk_digest
+from lvd.detect.network import HeadDetector, PixelDetector
 from lvd.errors import LvdError
 from lvd.latents.format import Sample, step_name, write_atomically
 from lvd.latents.frames import FrameShape
@@ -78,7 +81,7 @@ def step_features(capture: CaptureReader, trunk_dir: Path, trunk_sha256: str, st
     with torch.inference_mode():
         for rows in _batches(range(len(latents))):
             x0 = torch.from_numpy(latents.read(rows))
-            parts.append(trunk.features(x0, torch.full((len(rows),), step)))
+            parts.append(trunk.features(x0, step))
     features = torch.cat(parts).clone()
     write_atomically(path, save({"features": features}, metadata=origin))
     return features
@@ -144,34 +147,26 @@ def step_check(
     Raises:
         LvdError: a detector, its trunk or the VAE is not there.
     """
-    names = capture.info.category_names
+    vae: Any = None
+
+    def decode(x0_BCFHW: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        return decode_clips(vae, x0_BCFHW, FrameShape(*shape)).to(x0_BCFHW.device)
+
     detectors = [
-        load_detector(run / name / step_name(step) / "detector", trunk_sha256).to(device) for name in names
+        load_detector(run / name / step_name(step) / "detector", trunk_sha256)
+        for name in capture.info.category_names
     ]
-    trunk = load_trunk(run / "trunk").to(device) if _any(detectors, HeadDetector) else None
-    vae = load_vae(capture.info).to(device) if _any(detectors, PixelDetector) else None
+    if any(isinstance(detector, PixelDetector) for detector in detectors):
+        vae = load_vae(capture.info).to(device)
+    heads = any(isinstance(detector, HeadDetector) for detector in detectors)
+    trunk = load_trunk(run / "trunk") if heads else None
+    network = Detectors(trunk, {step: StepDetectors(detectors, decode)}).eval().to(device)
 
     @torch.inference_mode()
     def check(x0_BCFHW: Tensor) -> Tensor:
-        x0 = x0_BCFHW.to(device)
-        features = trunk.features(x0, torch.full((len(x0),), step, device=device)) if trunk else None
-        clips: dict[tuple[int, int, int], Tensor] = {}
-        logits = []
-        for detector in detectors:
-            if isinstance(detector, PixelDetector):
-                shape = detector.frame_shape
-                if shape not in clips:
-                    clips[shape] = decode_clips(vae, x0, FrameShape(*shape)).to(device)
-                logits.append(detector(clips[shape]))
-            else:
-                logits.append(detector(features if isinstance(detector, HeadDetector) else x0))
-        return torch.stack(logits, dim=1).sigmoid()
+        return torch.as_tensor(network(step, x0_BCFHW.to(device))).sigmoid()
 
     return check
-
-
-def _any(detectors: Sequence[Detector], kind: type) -> bool:
-    return any(isinstance(detector, kind) for detector in detectors)
 
 
 def score_grid(

@@ -3,24 +3,15 @@
 Shapes: B samples, C channels, F frames, H and W in latent pixels, D the encoder's width, K categories.
 """
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
-from lvd.errors import LvdError
-
 MIN_TOKENS, MAX_TOKENS = 64, 512
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what VideoMAE was trained with
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -117,12 +108,13 @@ class Trunk(nn.Module):
         features_BD: Tensor = pooled_BD * (1 + self.scale(step_B)) + self.shift(step_B)
         return features_BD
 
-    def features(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
-        """Features `[B, D]` of x0 as captured."""
+    def features(self, x_BCFHW: Tensor, step: int) -> Tensor:
+        """Features `[B, D]` of x0 as captured, all of one step."""
+        step_B = torch.full((len(x_BCFHW),), step, device=x_BCFHW.device)
         return self.pool(self.standardise(x_BCFHW, step_B), step_B)
 
     def forward(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
-        logits_BK: Tensor = self.output(self.features(x_BCFHW, step_B))
+        logits_BK: Tensor = self.output(self.pool(self.standardise(x_BCFHW, step_B), step_B))
         return logits_BK
 
 
@@ -226,157 +218,5 @@ def videomae_frames(config: VideoMAEConfig) -> tuple[int, int, int]:
 Detector = HeadDetector | NetworkDetector | PixelDetector
 
 
-def save_trunk(directory: Path, trunk: Trunk, category_names: tuple[str, ...]) -> None:
-    """Write config.json and model.safetensors."""
-    config = {
-        "kind": "trunk",
-        "category_names": list(category_names),
-        "steps": trunk.scale.num_embeddings,
-        "encoder": asdict(trunk.encoder.config),
-    }
-    _save(directory, config, trunk)
-
-
-def load_trunk(directory: Path) -> Trunk:
-    """Load what `save_trunk` wrote, in eval mode.
-
-    Raises:
-        LvdError: a file is missing, unreadable or does not fit the other.
-    """
-    return parse_trunk(NetworkFiles.read(directory))
-
-
-def parse_trunk(files: "NetworkFiles") -> Trunk:
-    """A trunk from its files' contents, in eval mode; raises as `load_trunk` does."""
-    config = files.parsed_config("trunk")
-    trunk = files.build(
-        lambda: Trunk(_encoder_config(config), config["steps"], len(config["category_names"])),
-    )
-    files.load_weights(trunk)
-    return trunk
-
-
-def save_detector(
-    directory: Path, detector: Detector, cell: dict[str, Any], trunk_sha256: str | None
-) -> None:
-    """Write config.json and model.safetensors; a head carries the digest of its trunk, never a copy."""
-    if isinstance(detector, HeadDetector):
-        kind = {"kind": "head", "width": detector.output.in_features, "trunk_sha256": trunk_sha256}
-    elif isinstance(detector, PixelDetector):
-        kind = {"kind": "pixels", "videomae": detector.classifier.config.to_diff_dict()}
-    else:
-        kind = {"kind": "network", "encoder": asdict(detector.encoder.config)}
-    _save(directory, {**kind, **cell}, detector)
-
-
-def load_detector(directory: Path, trunk_sha256: str | None) -> Detector:
-    """Load what `save_detector` wrote, in eval mode.
-
-    Raises:
-        LvdError: a file is missing, unreadable or does not fit the other, or the detector is a head of
-            another trunk than the one with `trunk_sha256`.
-    """
-    return parse_detector(NetworkFiles.read(directory), trunk_sha256)
-
-
-def parse_detector(files: "NetworkFiles", trunk_sha256: str | None) -> Detector:
-    """A detector from its files' contents, in eval mode; raises as `load_detector` does."""
-    config = files.parsed_config("head", "network", "pixels")
-    detector: Detector
-    if config["kind"] == "network":
-        detector = files.build(lambda: NetworkDetector(_encoder_config(config)))
-    elif config["kind"] == "pixels":
-        detector = files.build(lambda: PixelDetector(_videomae(config["videomae"])))
-    elif trunk_sha256 is not None and config.get("trunk_sha256") == trunk_sha256:
-        detector = files.build(lambda: HeadDetector(config["width"]))
-    else:
-        raise LvdError(f"{files.directory} is a head of another trunk than this run's: train it again")
-    files.load_weights(detector)
-    return detector
-
-
-@dataclass(frozen=True)
-class NetworkFiles:
-    """The contents of a trunk's or detector's directory: what was read is what gets parsed."""
-
-    directory: Path  # for error messages
-    config: bytes  # config.json
-    weights: bytes  # model.safetensors
-
-    @classmethod
-    def read(cls, directory: Path) -> "NetworkFiles":
-        try:
-            return cls(
-                directory,
-                (directory / "config.json").read_bytes(),
-                (directory / "model.safetensors").read_bytes(),
-            )
-        except OSError as error:
-            raise LvdError(f"{error.filename} is not readable: {error.strerror}") from None
-
-    @property
-    def weights_sha256(self) -> str:
-        return hashlib.sha256(self.weights).hexdigest()
-
-    def parsed_config(self, *kinds: str) -> dict[str, Any]:
-        path = self.directory / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(self.config)
-        except ValueError as error:
-            raise LvdError(f"{path} is not readable: {error}") from None
-        if not isinstance(config, dict) or config.get("kind") not in kinds:
-            raise LvdError(f"{path} does not describe a {' or '.join(kinds)}")
-        return config
-
-    def build(self, build: Callable[[], ModuleT]) -> ModuleT:
-        try:
-            return build()
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise LvdError(
-                f"{self.directory / 'config.json'} does not describe a network: {error!r}"
-            ) from None
-
-    def load_weights(self, module: nn.Module) -> None:
-        path = self.directory / "model.safetensors"
-        try:
-            module.load_state_dict(load(self.weights))
-        except (RuntimeError, ValueError) as error:
-            raise LvdError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
-        except Exception as error:  # safetensors' own error type derives from Exception alone
-            raise LvdError(f"{path} is not a safetensors file: {error}") from None
-        module.eval()
-
-
-def trunk_digest(directory: Path) -> str | None:
-    """SHA-256 of a trunk's weights, or None where there is no trunk."""
-    path = directory / "model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
 def _as_channels(values_BC: Tensor) -> Tensor:
     return values_BC[:, :, None, None, None]
-
-
-def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
-    channels, frames, height, width = config["encoder"]["latent_shape"]
-    return EncoderConfig(**{**config["encoder"], "latent_shape": (channels, frames, height, width)})
-
-
-def _videomae(config: dict[str, Any]) -> VideoMAEForVideoClassification:
-    try:
-        return VideoMAEForVideoClassification(VideoMAEConfig(**config))
-    except (
-        Exception
-    ) as error:  # transformers' own, of a value of the wrong type, derives from Exception alone
-        raise ValueError(str(error)) from None
-
-
-def _save(directory: Path, config: dict[str, Any], module: nn.Module) -> None:
-    """The weights come first, each file whole: a directory with a config.json is complete."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / ".model.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
-    partial.replace(directory / "model.safetensors")
-    partial = directory / ".config.json.tmp"
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    partial.replace(directory / "config.json")

@@ -18,19 +18,9 @@ from torch import Tensor
 from lvd.capture.frames import decoding_device, step_frames
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
+from lvd.detect.files import load_trunk, save_detector, save_trunk, trunk_digest
 from lvd.detect.module import DetectorModule, Optimizer, Schedule, TrunkModule
-from lvd.detect.network import (
-    Detector,
-    EncoderConfig,
-    HeadDetector,
-    NetworkDetector,
-    Trunk,
-    choose_patch,
-    load_trunk,
-    save_detector,
-    save_trunk,
-    trunk_digest,
-)
+from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, Trunk, choose_patch
 from lvd.detect.pretrained import Pretrained
 from lvd.detect.rows import Negatives, cell_rows, labelled_rows
 from lvd.errors import LvdError

@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
+from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
+from lvd.guard.admission import refuse_mismatches, session_mismatches
 from lvd.guard.audit import AuditLog
-from lvd.guard.bundle import Bundle, Detectors, load_bundle
-from lvd.guard.match import refuse_mismatches, session_mismatches
+from lvd.guard.bundle import Bundle, load_bundle
 from lvd.guard.pipeline import GuardResult, call_under_guard
 from lvd.guard.session import Decision, Mode, OnStep, Session
 from lvd.sampling.fingerprint import Pipeline

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.guard.match import pipeline_mismatches, refuse_arguments, repeats_of
+from lvd.guard.admission import pipeline_mismatches, refuse_arguments, repeats_of
 from lvd.guard.session import Decision, OnStep, Session
 from lvd.sampling.call import call_arguments, prompt_argument
 from lvd.sampling.fingerprint import Pipeline

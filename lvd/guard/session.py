@@ -26,8 +26,8 @@ from torch import Tensor
 
 from lvd.decide.rules import Tracker
 from lvd.errors import LvdError
+from lvd.guard.admission import refuse_mismatches, scheduler_mismatches
 from lvd.guard.bundle import BundleInfo
-from lvd.guard.match import refuse_mismatches, scheduler_mismatches
 from lvd.sampling.layout import Layout
 from lvd.sampling.order import StepOrder
 from lvd.sampling.state import StateBefore

@@ -10,7 +10,7 @@ import torch
 from lvd.capture.table import read_table
 from lvd.decide.rules import Rule
 from lvd.detect.bank import score_step
-from lvd.detect.network import trunk_digest
+from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents.reader import CaptureReader

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lvd.detect.network import trunk_digest
+from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.integrity import file_sha256
 from lvd.sweep.grid import Cell

@@ -16,20 +16,9 @@ from torch import Tensor
 from conftest import NAMES, SHAPE, STEPS, make_samples
 from lvd.detect.bank import score_step, step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
+from lvd.detect.files import load_detector, load_trunk, save_detector, save_trunk, trunk_digest
 from lvd.detect.module import DetectorModule, augment
-from lvd.detect.network import (
-    Encoder,
-    EncoderConfig,
-    HeadDetector,
-    NetworkDetector,
-    Trunk,
-    choose_patch,
-    load_detector,
-    load_trunk,
-    save_detector,
-    save_trunk,
-    trunk_digest,
-)
+from lvd.detect.network import Encoder, EncoderConfig, HeadDetector, NetworkDetector, Trunk, choose_patch
 from lvd.detect.rows import cell_rows
 from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
 from lvd.errors import LvdError
@@ -546,7 +535,7 @@ def test_features_are_the_trunks_own_and_kept(capture: Path, own_run: Path) -> N
     features = features_of(reader, trunk_dir)
     x0 = torch.from_numpy(reader.step(1).read(range(80)))
     with torch.inference_mode():
-        torch.testing.assert_close(features, load_trunk(trunk_dir).features(x0, torch.full((80,), 1)))
+        torch.testing.assert_close(features, load_trunk(trunk_dir).features(x0, 1))
     path = trunk_dir / "features" / "step_01.safetensors"
     written = path.stat().st_mtime_ns, path.stat().st_ino
     assert torch.equal(features_of(reader, trunk_dir), features)

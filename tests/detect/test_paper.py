@@ -27,18 +27,13 @@ from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Flags, Vote, decide, flag_steps
 from lvd.detect.bank import score_step, step_check
+from lvd.detect.files import NetworkFiles, load_detector, save_detector
 from lvd.detect.module import DetectorModule
-from lvd.detect.network import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    NetworkFiles,
-    PixelDetector,
-    load_detector,
-    save_detector,
-)
+from lvd.detect.network import IMAGENET_MEAN, IMAGENET_STD, PixelDetector
 from lvd.detect.pretrained import Pretrained
 from lvd.errors import LvdError
-from lvd.guard.bundle import export_bundle, parse_latent_detector
+from lvd.guard.bundle import parse_latent_detector
+from lvd.guard.export import export_bundle
 from lvd.latents import disk, journal, writer
 from lvd.latents.frames import FrameShape, frames_path, open_frames
 from lvd.latents.reader import CaptureReader

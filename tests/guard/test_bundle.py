@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-import lvd.guard.bundle
+import lvd.guard.pointer
 from conftest import MEASURED, NAMES, StubPipeline, bundle_info, untrained_run
 from lvd.decide.rules import Vote
 from lvd.decide.sequential import Evidence, Sequential
-from lvd.detect.network import HeadDetector, load_detector, load_trunk, trunk_digest
+from lvd.detect.files import load_detector, load_trunk, trunk_digest
+from lvd.detect.network import HeadDetector
 from lvd.errors import LvdError
 from lvd.guard import Guard
-from lvd.guard.bundle import BundleInfo, export_bundle, load_bundle
+from lvd.guard.bundle import BundleInfo, load_bundle
+from lvd.guard.export import export_bundle
 from lvd.sampling.tap import tap_x0
 
 ETA = 4
@@ -161,7 +163,7 @@ def test_a_bundle_answers_as_the_detectors_of_its_run(
             for column, name in enumerate(NAMES):
                 own = load_detector(run / name / f"step_{step:02d}" / "detector", trunk_digest(run / "trunk"))
                 if isinstance(own, HeadDetector):
-                    features = trunk.features(x0, torch.full((5,), step))
+                    features = trunk.features(x0, step)
                     expected = own.double()(features.double())
                 else:
                     expected = own(x0).double()
@@ -301,7 +303,7 @@ def test_a_bundle_of_an_earlier_version_is_moved_and_never_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not exchange:
-        monkeypatch.setattr(lvd.guard.bundle, "_exchanged", lambda *_: False)
+        monkeypatch.setattr(lvd.guard.pointer, "_exchanged", lambda *_: False)
     content = bundle.resolve()
     bundle.unlink()
     content.rename(bundle)  # as it was

@@ -16,7 +16,7 @@ from lvd.decide.martingale import DriftMonitor
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
 from lvd.guard import AuditLog
-from lvd.guard.bundle import export_bundle
+from lvd.guard.export import export_bundle
 from support.commands import Ran, Shell
 
 

@@ -26,7 +26,8 @@ from lvd.decide.rules import Flags, certain, decide, flags_needed
 from lvd.decide.sequential import Evidence, Policy, Sequential
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard, GuardResult
-from lvd.guard.bundle import Bundle, export_bundle
+from lvd.guard.bundle import Bundle
+from lvd.guard.export import export_bundle
 from lvd.sampling.tap import tap_x0
 
 ROOT = Path(__file__).parents[2]
@@ -1199,9 +1200,11 @@ from pathlib import Path
 import torch
 
 from lvd.decide.rules import Vote
-from lvd.detect.network import EncoderConfig, NetworkDetector, save_detector
+from lvd.detect.network import EncoderConfig, NetworkDetector
+from lvd.detect.files import save_detector
 from lvd.guard import AuditLog, Guard
-from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, export_bundle
+from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
+from lvd.guard.export import export_bundle
 from lvd.sampling.fingerprint import fingerprint
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]

@@ -18,7 +18,8 @@ from lvd.decide.rules import Vote
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard, Session
 from lvd.guard.audit import verify
-from lvd.guard.bundle import Bundle, export_bundle
+from lvd.guard.bundle import Bundle
+from lvd.guard.export import export_bundle
 
 STEPS, ETA = 6, 4  # of `bundle_info`
 SHAPE = StubPipeline.shape

@@ -28,10 +28,12 @@ from lvd.capture.recorder import record
 from lvd.capture.source import Source, load_pipeline
 from lvd.config import CaptureConfig, typed
 from lvd.decide.rules import Vote
-from lvd.detect.network import EncoderConfig, NetworkDetector, save_detector
+from lvd.detect.files import save_detector
+from lvd.detect.network import EncoderConfig, NetworkDetector
 from lvd.errors import LvdError
 from lvd.guard import Guard
-from lvd.guard.bundle import Bundle, export_bundle
+from lvd.guard.bundle import Bundle
+from lvd.guard.export import export_bundle
 from lvd.latents import writer
 from lvd.latents.format import CaptureInfo, read_info, read_samples
 from lvd.sampling.caches import step_caches

@@ -19,9 +19,10 @@ from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Source, load_pipeline
 from lvd.decide.rules import Vote
+from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.guard import Guard, GuardResult
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo, Detectors, StepDetectors
+from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.latents.format import CaptureInfo, Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
@@ -153,7 +154,11 @@ def random_bundle(info: CaptureInfo, threshold: float) -> Bundle:
     fields = {field.name for field in dataclasses.fields(BundleInfo)}
     shared = {name: value for name, value in vars(info).items() if name in fields}
     own = {"format_version": BUNDLE_VERSION, "rule": Vote(ETA, 0.5, threshold), "measured": {}}
-    detectors = Detectors(trunk, [StepDetectors(of_step) for of_step in heads]).eval().requires_grad_(False)
+    detectors = (
+        Detectors(trunk, {step: StepDetectors(of_step) for step, of_step in enumerate(heads)})
+        .eval()
+        .requires_grad_(False)
+    )
     return Bundle(BundleInfo(**{**shared, **own}), "d" * 64, detectors)
 
 

@@ -1,0 +1,62 @@
+"""The bundle's README.md: what it was made for, the measured rates, and the limits."""
+
+from pathlib import Path
+from typing import Any
+
+from lvd.decide.written import interval_text, mean_text, rate_text
+from lvd.guard.bundle import BundleInfo
+
+
+def model_card(info: BundleInfo) -> str:
+    measured = info.measured
+    rates = "\n".join(
+        f"| {title} | {rate_text(measured[key])} | {interval_text(measured[f'{key}_ci'])} |"
+        for title, key in (
+            ("right decisions", "accuracy"),
+            ("unsafe samples caught", "tpr"),
+            ("safe samples blocked", "fpr"),
+        )
+    )
+    categories = "\n".join(
+        f"| {name} | {values['n']} | {rate_text(values['tpr'])} | {interval_text(values['tpr_ci'])} |"
+        for name, values in measured["per_category"].items()
+    )
+    left_out = ""
+    if unlabelled := measured.get("n_unlabelled", {}).get("test"):
+        left_out = f" ({unlabelled} unlabelled ones are in no rate)"
+    if measured["n_left_out"]:
+        left_out += (
+            f" ({measured['n_left_out']} others were left out: the detectors were trained or selected on "
+            f"their prompts, in the capture `{measured['trained_on']}`)"
+        )
+    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return template.format(
+        **{
+            **vars(info),
+            "latent_shape": list(info.latent_shape),
+            "guidance": "its own" if info.guidance is None else info.guidance,
+            "layout": f"{info.layout}, given by hand" if info.layout_given else info.layout,
+        },
+        deciding_steps=info.rule.steps,
+        rule_in_words=info.rule.in_words(),
+        guarantee=info.rule.guarantee_in_words(),
+        n_test=measured["n_test"],
+        capture=measured["capture"],
+        left_out=left_out,
+        rates=rates,
+        caught=measured["caught_in_words"],
+        blocked=measured["blocked_in_words"],
+        intervals=measured["intervals"],
+        categories=categories,
+        attribution=_attribution(measured["attribution"]),
+    )
+
+
+def _attribution(measured: dict[str, Any]) -> str:
+    if measured["n"] == 0:
+        return "No sample was caught: how well decisions name categories is not known."
+    return (
+        f"Of the {measured['n']} unsafe samples caught, the category that the decision names first was right "
+        f"for a share of {rate_text(measured['first_right'])} ({interval_text(measured['first_right_ci'])}); "
+        f"{mean_text(measured['named_mean'])} are named on average."
+    )
