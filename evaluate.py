@@ -24,7 +24,6 @@ def evaluation(cfg: DictConfig) -> None:
         print_evaluation,
     )
     from lvd.report.tables import print_comparison
-    from lvd.report.wandb import WandbTarget
 
     written = Path(cfg.runs) if cfg.compare else Path(cfg.runs) / cfg.name
     with sentences(), errors_as_sentences(written):
@@ -35,9 +34,8 @@ def evaluation(cfg: DictConfig) -> None:
             capture_dir, run_dirs, recipe, decoding_device(config.accelerator)
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
-            target = WandbTarget(config.logger.project, config.logger.entity)
             settings = {**asdict(config), "name": run_dir.name, "capture": capture_dir.name}
-            log_to_wandb(found, run_dir, target, settings)
+            log_to_wandb(found, run_dir, config.logger, settings)
             if compared is not None:
                 print(f"{run_dir}:")
             print_evaluation(found, run_dir, recipe)

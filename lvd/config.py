@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from lvd.errors import LvdError
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
+from lvd.errors import LvdError, require, require_one_of
+from lvd.report.wandb import LoggerConfig
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
     from lvd.capture.source import Source
     from lvd.capture.uvd import Videos
-    from lvd.detect.pretrained import Pretrained
-    from lvd.detect.training import DetectorRecipe, TrunkRecipe
 
 
 _CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
@@ -66,28 +66,28 @@ class PipelineConfig:
     category_names: list[str] = MISSING
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"pipeline.steps={self.steps} must be at least 1")
+        require(self.steps >= 1, f"pipeline.steps={self.steps} must be at least 1")
         for key, dtype in [
             ("dtype", self.dtype),
             *((f"dtypes.{part}", self.dtypes[part]) for part in self.dtypes),
         ]:
-            _require(
+            require(
                 dtype in ("float32", "float16", "bfloat16"),
                 f"pipeline.{key}={dtype} must be float32, float16 or bfloat16",
             )
-        _require(
+        require(
             self.layout is None or self.layout in _LAYOUTS,
             f"pipeline.layout={self.layout} must be {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}",
         )
         names = self.category_names
-        _require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
+        require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
         for name in names:
-            _require(
+            require(
                 re.fullmatch("[a-z][a-z0-9_]{0,99}", name) is not None,
                 f"pipeline.category_names: {name!r} must be snake_case, a to z, digits and _",
             )
-            _require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
-            _require(
+            require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
+            require(
                 name not in _RESERVED,
                 f"pipeline.category_names: {name} is reserved, as {', '.join(_RESERVED)} are",
             )
@@ -159,30 +159,30 @@ class CaptureConfig:
     def __post_init__(self) -> None:
         _check_name("name", self.name)
         for key in ("batch_size", "videos_per_prompt"):
-            _require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
+            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
         if self.run is not None:
             _check_name("run", self.run)
         for key in ("run", "suggestions"):
-            _require(
+            require(
                 getattr(self, key) is None or self.page or self.label_studio,
                 f"{key}= is suggested to who labels: it goes with page=true or label_studio=true",
             )
-        _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
         for key in ("limit", "safe_limit"):
             value = getattr(self, key)
-            _require(value is None or value >= 1, f"{key}={value} must be at least 1")
+            require(value is None or value >= 1, f"{key}={value} must be at least 1")
         for key in ("unnamed", "agreement"):
-            _require(
+            require(
                 getattr(self, key) is None or (self.labels is not None and self.source == "pipeline"),
                 f"{key}= goes with labels=FILE.csv of an existing capture",
             )
         if self.unnamed is not None:
-            _one_of("unnamed", self.unnamed, ("unlabelled", "safe", "keep"))
-        _require(
+            require_one_of("unnamed", self.unnamed, ("unlabelled", "safe", "keep"))
+        require(
             self.agreement is None or 0.5 < self.agreement <= 1,
             f"agreement={self.agreement} must be greater than 0.5 and at most 1",
         )
-        _one_of("source", self.source, ("pipeline", "uvd"))
+        require_one_of("source", self.source, ("pipeline", "uvd"))
         if self.source == "uvd":
             self._check_uvd()
         else:
@@ -190,40 +190,40 @@ class CaptureConfig:
 
     def _check_pipeline(self) -> None:
         for key in ("pred_x0", "pred_xt", "safe_x0", "safe_xt", "eval"):
-            _require(getattr(self, key) is None, f"{key} is a file of the paper's code: add source=uvd")
-        _require(
+            require(getattr(self, key) is None, f"{key} is a file of the paper's code: add source=uvd")
+        require(
             any((self.prompts, self.labels, self.verify, self.page, self.label_studio)),
             "give prompts=FILE.csv to capture, page=true for a page to label an existing capture with, "
             "labels=FILE.csv for its labels, or verify=true",
         )
-        _require(self.workers >= 1, f"workers={self.workers} must be at least 1")
+        require(self.workers >= 1, f"workers={self.workers} must be at least 1")
         if self.worker is None:
-            _require(self.workers == 1, f"workers={self.workers} needs worker=0..{self.workers - 1}")
+            require(self.workers == 1, f"workers={self.workers} needs worker=0..{self.workers - 1}")
         else:
-            _require(
+            require(
                 0 <= self.worker < self.workers,
                 f"worker={self.worker} must be from 0 to workers - 1, which is {self.workers - 1}",
             )
-            _require(
+            require(
                 self.prompts is not None
                 and not any((self.labels, self.verify, self.page, self.label_studio)),
                 "worker= goes with prompts=FILE.csv alone: labels=, verify=, page= and label_studio= are "
                 "commands of their own",
             )
-        _require(
+        require(
             self.steps is None or re.fullmatch(r"0\.\.\d{1,6}", self.steps) is not None,
             f"steps={self.steps} must be 0..N: a decision needs every step from the first, 0..19 for eta=20",
         )
-        _require(
+        require(
             self.safe_prompts is None or self.prompts is not None,
             "safe_prompts go with prompts=FILE: give both",
         )
-        _require(
+        require(
             self.categories_map is None or self.prompts is not None,
             "categories_map= is of the categories in prompts=FILE: give both",
         )
         by_name = self.categories_map if self.categories_map is not None else {"": ""}
-        _require(
+        require(
             isinstance(by_name, dict) and all(isinstance(name, str) for name in by_name.values()),
             f"categories_map={self.categories_map} must be {{THEIR NAME: CATEGORY, ...}}",
         )
@@ -235,16 +235,16 @@ class CaptureConfig:
 
     def _check_uvd(self) -> None:
         for key in ("pred_x0", "labels"):
-            _require(getattr(self, key) is not None, f"source=uvd needs {key}=FILE: docs/uvd.md says which")
-        _require(not self.preview, "preview=true needs a pipeline that is run: source=uvd has latents alone")
-        _require(not self.weights, "weights=true needs a pipeline that is run: source=uvd has latents alone")
+            require(getattr(self, key) is not None, f"source=uvd needs {key}=FILE: docs/uvd.md says which")
+        require(not self.preview, "preview=true needs a pipeline that is run: source=uvd has latents alone")
+        require(not self.weights, "weights=true needs a pipeline that is run: source=uvd has latents alone")
         for key in ("steps", "worker"):
-            _require(getattr(self, key) is None, f"{key}= needs a pipeline that is run, not source=uvd")
-        _require(
+            require(getattr(self, key) is None, f"{key}= needs a pipeline that is run, not source=uvd")
+        require(
             self.videos_per_prompt == 1, "videos_per_prompt= needs a pipeline that is run, not source=uvd"
         )
         for key in ("safe_xt", "safe_prompts"):
-            _require(
+            require(
                 getattr(self, key) is None or self.safe_x0 is not None,
                 f"{key} goes with safe_x0=FILE: give both",
             )
@@ -271,114 +271,9 @@ class CaptureConfig:
         return Videos(Path(self.safe_x0), _path(self.safe_xt), self.safe_prompts_file())
 
 
-@dataclass
-class EncoderConfig:
-    """Size of a VideoMAE encoder: conf/encoder/."""
-
-    width: int = MISSING
-    layers: int = MISSING
-    heads: int = MISSING
-    tubelet: int = 2  # frames a token
-    patch: int | None = None  # latent pixels a token, in H and W; null: chosen for 64 to 512 tokens
-
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            _require(value is None or value >= 1, f"encoder.{key}={value} must be at least 1")
-        _require(
-            self.width % self.heads == 0,
-            f"encoder.width={self.width} must be a multiple of heads={self.heads}",
-        )
-
-
-@dataclass
-class FitConfig:
-    """How long and how fast to learn."""
-
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    weight_decay: float = MISSING
-    shift: int = 0  # augmentation: random shifts of up to so many latent pixels, and time reversal
-    optimizer: str = "adamw"  # or adam, sgd
-    patience: int | None = None  # stop after so many validations without a better AUROC; null: never early
-    schedule: str = "one_cycle"  # of the learning rate: it rises and falls; linear: it falls to 0
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"epochs={self.epochs} must be at least 1")
-        _require(self.batch_size >= 2, f"batch_size={self.batch_size} must be at least 2")
-        _require(0 < self.learning_rate < 1, f"learning_rate={self.learning_rate} must be between 0 and 1")
-        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
-        _require(self.shift >= 0, f"shift={self.shift} must not be negative")
-        _one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
-        _one_of("schedule", self.schedule, ("one_cycle", "linear"))
-        _require(self.patience is None or self.patience >= 1, f"patience={self.patience} must be at least 1")
-
-
-@dataclass
-class TrunkConfig:
-    """task=trunk: an epoch is `batches` random batches of (sample, step) pairs."""
-
-    fit: FitConfig = MISSING
-    batches: int = 500
-
-    def __post_init__(self) -> None:
-        _require(self.batches >= 1, f"trunk.batches={self.batches} must be at least 1")
-
-
-@dataclass
-class DetectorConfig:
-    """The detectors of a grid."""
-
-    init: str = "auto"  # auto: from the run's trunk when it is there; trunk; scratch; pretrained
-    pretrained: str | None = (
-        None  # with init=pretrained: a VideoMAE that reads decoded frames, hub id or folder
-    )
-    revision: str | None = None  # of pretrained, on the hub
-    tuning: str = "head"  # of a detector that starts from the trunk: head or full
-    negatives: str = "balanced"  # safe samples: as many as unsafe ones, or all
-    cache: bool = False  # a network's job reads its latents or frames once and keeps them in memory
-    head: FitConfig = MISSING
-    network: FitConfig = MISSING  # full tuning, and training from scratch or of what is pretrained
-
-    def __post_init__(self) -> None:
-        _one_of("detector.init", self.init, ("auto", "trunk", "scratch", "pretrained"))
-        _require(
-            (self.init == "pretrained") == (self.pretrained is not None),
-            f"detector.init={self.init} detector.pretrained={self.pretrained}: init=pretrained and what is "
-            "pretrained go together, as in experiment=paper",
-        )
-        _require(
-            self.revision is None or self.pretrained is not None,
-            f"detector.revision={self.revision} is of detector.pretrained, which is not given",
-        )
-        _one_of("detector.tuning", self.tuning, ("head", "full"))
-        _one_of("detector.negatives", self.negatives, ("balanced", "all"))
-
-    def weights(self) -> "Pretrained | None":
-        from lvd.detect.pretrained import Pretrained
-
-        return None if self.pretrained is None else Pretrained(self.pretrained, self.revision)
-
-
-@dataclass
-class LoggerConfig:
-    """conf/logger/: what a job's curves are written with. result.json is written whatever this says."""
-
-    kind: str = "none"  # wandb, tensorboard, csv or none
-    project: str | None = None  # of wandb
-    entity: str | None = None  # of wandb: a team; null: the user's own
-
-    def __post_init__(self) -> None:
-        _one_of("logger.kind", self.kind, ("wandb", "tensorboard", "csv", "none"))
-        _require(
-            (self.project is not None) == (self.kind == "wandb"),
-            f"logger.project={self.project} is of logger=wandb, and it needs one",
-        )
-
-
-@dataclass
-class TrainConfig:
-    """python train.py"""
+@dataclass(kw_only=True)
+class RunConfig:
+    """What train.py runs, on whatever machine."""
 
     task: str = "detector"  # or trunk
     name: str = "demo"
@@ -391,30 +286,28 @@ class TrainConfig:
     force: bool = False  # run jobs that are done, too, and whatever the run's name was used for before
     fail_fast: bool = False  # start no further job once one has failed
     isolate: bool | None = None  # a process for each job; null: under ray and submitit_slurm
-    encoder: EncoderConfig = MISSING
-    trunk: TrunkConfig = MISSING
-    detector: DetectorConfig = MISSING
-    logger: LoggerConfig = MISSING
-    accelerator: str = "auto"
-    devices: int = 1  # of one job; more is refused with the reason
-    precision: str = "32-true"
-    workers: int = 0  # processes that read latents
-    threads: int | None = None  # of torch, in every job; null: torch's own choice, and 1 under joblib
+    encoder: EncoderSize
+    trunk: TrunkRecipe
+    detector: DetectorRecipe
+    logger: LoggerConfig
+
+    def __post_init__(self) -> None:
+        require_one_of("task", self.task, ("trunk", "detector"))
+        _check_name("name", self.name)
+        _check_name("capture", self.capture)
+        require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Machine, RunConfig):  # --help lists the fields of the last base first
+    """python train.py"""
+
     captures: str = "captures"
     runs: str = "runs"
 
     def __post_init__(self) -> None:
-        _one_of("task", self.task, ("trunk", "detector"))
-        _check_name("name", self.name)
-        _check_name("capture", self.capture)
-        _require(0 <= self.seed < 2**32, f"seed={self.seed} must be from 0 to 2^32 - 1")
-        _require(self.workers >= 0, f"workers={self.workers} must not be negative")
-        _require(
-            self.devices == 1,
-            f"devices={self.devices}: a job trains on one device, since Lightning starts a further one by "
-            "running the whole command again; use several with hydra/launcher=joblib, ray or submitit_slurm",
-        )
-        _require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")
+        RunConfig.__post_init__(self)
+        Machine.__post_init__(self)
 
     @property
     def capture_dir(self) -> Path:
@@ -423,25 +316,6 @@ class TrainConfig:
     @property
     def run_dir(self) -> Path:
         return Path(self.runs) / self.name
-
-    def trunk_recipe(self) -> "TrunkRecipe":
-        from lvd.detect.training import EncoderSize, Fit, TrunkRecipe
-
-        return TrunkRecipe(EncoderSize(**vars(self.encoder)), Fit(**vars(self.trunk.fit)), self.trunk.batches)
-
-    def detector_recipe(self) -> "DetectorRecipe":
-        from lvd.detect.training import DetectorRecipe, EncoderSize, Fit
-
-        return DetectorRecipe(
-            size=EncoderSize(**vars(self.encoder)),
-            init=self.detector.init,  # type: ignore[arg-type]
-            tuning=self.detector.tuning,  # type: ignore[arg-type]
-            negatives=self.detector.negatives,  # type: ignore[arg-type]
-            head=Fit(**vars(self.detector.head)),
-            network=Fit(**vars(self.detector.network)),
-            cache=self.detector.cache,
-            pretrained=self.detector.weights(),
-        )
 
 
 @dataclass
@@ -475,32 +349,32 @@ class EvaluateConfig:
         _check_name("name", self.name)
         for name in self.compare:
             _check_name("compare", name)
-        _require(
+        require(
             not self.compare or len(self.compare) > 1 == max(map(self.compare.count, self.compare)),
             f"compare=[{','.join(self.compare)}] must name two runs or more, each once",
         )
         if self.capture is not None:
             _check_name("capture", self.capture)
-        _one_of("accelerator", self.accelerator, ("auto", "gpu", "cpu"))
-        _require(self.eta >= 1, f"eta={self.eta} must be at least 1")
-        _require(0 < self.lam <= 1, f"lam={self.lam} must be greater than 0 and at most 1")
-        _require(0 < self.threshold < 1, f"threshold={self.threshold} must be between 0 and 1")
-        _require(
+        require_one_of("accelerator", self.accelerator, ("auto", "gpu", "cpu"))
+        require(self.eta >= 1, f"eta={self.eta} must be at least 1")
+        require(0 < self.lam <= 1, f"lam={self.lam} must be greater than 0 and at most 1")
+        require(0 < self.threshold < 1, f"threshold={self.threshold} must be between 0 and 1")
+        require(
             self.max_fpr is None or 0 <= self.max_fpr < 1,
             f"max_fpr={self.max_fpr} must be at least 0 and less than 1",
         )
-        _require(self.examples >= 0, f"examples={self.examples} must not be negative")
-        _one_of("decision", self.decision, ("vote", "sequential"))
-        _require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
-        _require(
+        require(self.examples >= 0, f"examples={self.examples} must not be negative")
+        require_one_of("decision", self.decision, ("vote", "sequential"))
+        require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
+        require(
             self.miss is None or 0 < self.miss < 1,
             f"miss={self.miss} must be greater than 0 and less than 1, or null",
         )
-        _one_of("guarantee", self.guarantee, ("marginal", "confidence"))
+        require_one_of("guarantee", self.guarantee, ("marginal", "confidence"))
         for name, policy in self.policy.items():
-            _one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
+            require_one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
         for name, share in self.shares.items():
-            _require(0 < share < 1, f"shares.{name}={share} must be greater than 0 and less than 1")
+            require(0 < share < 1, f"shares.{name}={share} must be greater than 0 and less than 1")
 
     @property
     def run_dirs(self) -> list[Path]:
@@ -573,16 +447,7 @@ def _prompts_file(
 
 def _check_name(key: str, name: str) -> None:
     good = re.fullmatch(r"[\w-][\w.-]*", name) is not None
-    _require(good, f"{key}={name} must be letters, digits, '.', '_' and '-'")
-
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{key}={value} must be one of {', '.join(allowed)}")
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise LvdError(sentence)
+    require(good, f"{key}={name} must be letters, digits, '.', '_' and '-'")
 
 
 # Our launcher configurations bear their plugins' names, and are checked by the plugins' schemas for that.

@@ -31,7 +31,7 @@ from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_at
 from lvd.latents.reader import CaptureReader
 from lvd.report.defence import auroc_heatmap, hole, write_report
 from lvd.report.tables import print_summary
-from lvd.report.wandb import WandbTarget, wandb_run
+from lvd.report.wandb import LoggerConfig, wandb_run
 from lvd.sweep.grid import Cell
 from lvd.sweep.results import learned_captures
 from lvd.sweep.state import Usable, usable
@@ -427,10 +427,10 @@ def print_evaluation(found: Evaluation, run: Path, recipe: EvaluationRecipe) -> 
         print(f"{bundle} is still the one of an earlier evaluation")
 
 
-def log_to_wandb(evaluation: Evaluation, run: Path, target: WandbTarget, config: dict[str, Any]) -> None:
+def log_to_wandb(evaluation: Evaluation, run: Path, logger: LoggerConfig, config: dict[str, Any]) -> None:
     """One aggregate run: the summary, a table of all detectors and the heatmap."""
     with wandb_run(
-        target,
+        logger,
         run / "evaluation",
         group=run.name,
         name=f"{run.name}/evaluation",

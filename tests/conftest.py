@@ -360,18 +360,18 @@ def untrained_run(run: Path, kind: Callable[[str, int], str], steps: int = 4) ->
 @pytest.fixture(scope="session")
 def trained_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on `capture`: a small trunk and a head for each of the six cells. Copy it to change it."""
-    from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
-    from lvd.report.wandb import WandbTarget
+    from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
+    from lvd.report.wandb import LoggerConfig
     from lvd.sweep.grid import Cell
     from lvd.sweep.job import Job, run_cell, run_trunk
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    job = Job(capture, run, 0, Machine("cpu", "32-true", 0), WandbTarget(None), {}, "none")
-    size = EncoderSize(width=32, layers=1, heads=2, tubelet=2, patch=None)
+    size = EncoderSize(width=32, layers=1, heads=2)
+    job = Job(capture, run, 0, size, Machine(accelerator="cpu"), LoggerConfig(), {})
     fit = Fit(epochs=3, batch_size=32, learning_rate=3e-3, weight_decay=0.05, shift=1)
-    assert run_trunk(job, TrunkRecipe(size, fit, batches=20), force=False).status == "done"
-    head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
-    recipe = DetectorRecipe(size, "trunk", "head", "balanced", head=head, network=fit)
+    assert run_trunk(job, TrunkRecipe(fit=fit, batches=20), force=False).status == "done"
+    head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0)
+    recipe = DetectorRecipe(init="trunk", head=head, network=fit)
     for name in NAMES:
         for step in range(STEPS):
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"

@@ -16,10 +16,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, caption_of
-from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
 from lvd.evaluation import Bound, EvaluationRecipe, evaluate_runs
 from lvd.latents.format import Sample, read_samples, write_samples
-from lvd.report.wandb import WandbTarget
+from lvd.report.wandb import LoggerConfig
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import Job, run_cell, run_trunk
 
@@ -144,12 +144,12 @@ def _short_run(folder: Path, samples: list[Sample], seed: int) -> tuple[float, f
     shutil.copytree(CAPTURE, capture, copy_function=os.symlink)
     write_samples(capture, samples)
 
-    size = EncoderSize(width=32, layers=2, heads=2, tubelet=2, patch=None)
+    size = EncoderSize(width=32, layers=2, heads=2)
     fit = Fit(epochs=2, batch_size=32, learning_rate=3e-3, weight_decay=0.05, shift=2)
-    head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
-    recipe = DetectorRecipe(size, "trunk", "head", "balanced", head, head)
-    job = Job(capture, folder / "run", seed, Machine("cpu", "32-true", 0), WandbTarget(None), {})
-    assert run_trunk(job, TrunkRecipe(size, fit, batches=50), force=False).status == "done"
+    head = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0)
+    recipe = DetectorRecipe(init="trunk", head=head, network=head)
+    job = Job(capture, folder / "run", seed, size, Machine(accelerator="cpu"), LoggerConfig(), {})
+    assert run_trunk(job, TrunkRecipe(fit=fit, batches=50), force=False).status == "done"
     for step in range(STEPS):
         for name in CATEGORY_NAMES:
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"

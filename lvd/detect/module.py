@@ -1,7 +1,7 @@
 """How trunk and detectors are trained: two LightningModules."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,7 @@ from torchmetrics.classification import (
 )
 
 from lvd.detect.network import Detector, HeadDetector, Trunk
-
-Optimizer = Literal["adamw", "adam", "sgd"]
-Schedule = Literal["one_cycle", "linear"]
+from lvd.detect.recipe import Fit
 
 
 def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -47,30 +45,22 @@ class TrunkModule(LightningModule):
         self,
         trunk: Trunk,
         category_names: Sequence[str],
+        fit: Fit,
         *,
         positive_weight: Tensor,
-        learning_rate: float,
-        weight_decay: float,
-        shift: int,
-        optimizer: Optimizer = "adamw",
-        schedule: Schedule = "one_cycle",
         seed: int,
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.category_names = tuple(category_names)
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.shift = shift
-        self.optimizer_name = optimizer
-        self.schedule = schedule
+        self.fit = fit
         self.register_buffer("positive_weight", positive_weight)
         self._augmentation = torch.Generator().manual_seed(seed)
         self.auroc = MultilabelAUROC(num_labels=len(self.category_names), average="none", ignore_index=-1)
 
     def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
         x0, step, target, weight = batch
-        x = augment(self.trunk.standardise(x0, step), self.shift, self._augmentation)
+        x = augment(self.trunk.standardise(x0, step), self.fit.shift, self._augmentation)
         logits = self.trunk.output(self.trunk.pool(x, step))
         loss = self._loss(logits, target, weight)
         self.log("train/loss", loss, batch_size=len(x0))
@@ -90,7 +80,7 @@ class TrunkModule(LightningModule):
         self.log("val/auroc", per_category.mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        return _optimizer(self, self.optimizer_name, self.schedule, self.learning_rate, self.weight_decay)
+        return _optimizer(self, self.fit)
 
     def _loss(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         weight = weight * torch.where(target > 0, self.positive_weight, 1.0)
@@ -106,22 +96,14 @@ class DetectorModule(LightningModule):
     def __init__(
         self,
         detector: Detector,
+        fit: Fit,
         *,
         positive_weight: float,
-        learning_rate: float,
-        weight_decay: float,
-        shift: int,
-        optimizer: Optimizer = "adamw",
-        schedule: Schedule = "one_cycle",
         seed: int,
     ) -> None:
         super().__init__()
         self.detector = detector
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.shift = shift
-        self.optimizer_name = optimizer
-        self.schedule = schedule
+        self.fit = fit
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
         self._augmentation = torch.Generator().manual_seed(seed)
         self.metrics = MetricCollection(
@@ -140,7 +122,7 @@ class DetectorModule(LightningModule):
         if isinstance(self.detector, HeadDetector):
             logits = self.detector(inputs)
         else:
-            standardised = augment(self.detector.standardise(inputs), self.shift, self._augmentation)
+            standardised = augment(self.detector.standardise(inputs), self.fit.shift, self._augmentation)
             logits = self.detector.classify(standardised)
         loss = self._loss(logits, label)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(label))
@@ -159,26 +141,22 @@ class DetectorModule(LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def configure_optimizers(self) -> Any:
-        return _optimizer(self, self.optimizer_name, self.schedule, self.learning_rate, self.weight_decay)
+        return _optimizer(self, self.fit)
 
     def _loss(self, logits: Tensor, label: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, label.float(), pos_weight=self.positive_weight)
 
 
-def _optimizer(
-    module: LightningModule,
-    name: Optimizer,
-    schedule_name: Schedule,
-    learning_rate: float,
-    weight_decay: float,
-) -> dict[str, Any]:
+def _optimizer(module: LightningModule, fit: Fit) -> dict[str, Any]:
     """An optimiser whose learning rate rises and falls (one_cycle), or falls from the first step on to 0."""
     classes = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    optimizer = classes[name](module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = classes[fit.optimizer](
+        module.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay
+    )
     total = int(module.trainer.estimated_stepping_batches)
     schedule: Any
-    if schedule_name == "linear":
+    if fit.schedule == "linear":
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
     else:
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.learning_rate, total_steps=total)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification, VideoMAEModel
 
+from lvd.detect.recipe import EncoderSize
+
 MIN_TOKENS, MAX_TOKENS = 64, 512
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what VideoMAE was trained with
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Size of a VideoMAE encoder. `patch` and `tubelet` are in latent pixels and frames."""
+    """A VideoMAE encoder for latents of one shape. `patch` and `tubelet` are in latent pixels and frames."""
 
     latent_shape: tuple[int, int, int, int]  # C, F, H, W
     width: int
@@ -24,6 +26,12 @@ class EncoderConfig:
     heads: int
     patch: int
     tubelet: int
+
+    @classmethod
+    def fitted(cls, size: EncoderSize, latent_shape: tuple[int, int, int, int]) -> "EncoderConfig":
+        """Of a size, for latents `[C, F, H, W]`; a patch that is not given is chosen."""
+        patch = size.patch or choose_patch(latent_shape, size.tubelet)
+        return cls(latent_shape, size.width, size.layers, size.heads, patch, size.tubelet)
 
 
 def choose_patch(latent_shape: tuple[int, int, int, int], tubelet: int) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, VideoMAEConfig, VideoMAEForVideoClassificat
 from transformers.utils import logging
 
 from lvd.detect.network import PixelDetector, videomae_frames
+from lvd.detect.recipe import DetectorRecipe
 from lvd.errors import LvdError
 from lvd.latents.frames import FrameShape
 from lvd.latents.integrity import file_sha256
@@ -25,6 +26,11 @@ class Pretrained:
 
     path: str
     revision: str | None = None
+
+    @classmethod
+    def of(cls, recipe: DetectorRecipe) -> "Pretrained | None":
+        """The one that a recipe's detectors start from; it names none: None."""
+        return None if recipe.pretrained is None else cls(recipe.pretrained, recipe.revision)
 
     @cached_property
     def config(self) -> VideoMAEConfig:

@@ -2,12 +2,9 @@
 
 import random
 from collections.abc import Sequence
-from typing import Literal
 
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
-
-Negatives = Literal["balanced", "all"]
 
 
 def labelled_rows(samples: Sequence[Sample], split: str) -> list[int]:
@@ -27,7 +24,7 @@ def left_out(samples: Sequence[Sample]) -> str | None:
 
 
 def cell_rows(
-    samples: Sequence[Sample], category: str, split: str, negatives: Negatives, seed: int
+    samples: Sequence[Sample], category: str, split: str, negatives: str, seed: int
 ) -> tuple[list[int], list[int]]:
     """The rows of one category's task in one split, and their labels (1 = unsafe).
 

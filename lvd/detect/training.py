@@ -4,7 +4,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,91 +19,28 @@ from lvd.capture.frames import decoding_device, step_frames
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
 from lvd.detect.files import load_trunk, save_detector, save_trunk, trunk_digest
-from lvd.detect.module import DetectorModule, Optimizer, Schedule, TrunkModule
-from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, Trunk, choose_patch
+from lvd.detect.module import DetectorModule, TrunkModule
+from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, Trunk
 from lvd.detect.pretrained import Pretrained
-from lvd.detect.rows import Negatives, cell_rows, labelled_rows
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
+from lvd.detect.rows import cell_rows, labelled_rows
 from lvd.errors import LvdError
 from lvd.latents.frames import StepFrames
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.progress import Advance, progress
 
-Init = Literal["auto", "trunk", "scratch", "pretrained"]
 _VALIDATIONS = 5  # of a fit; one of a head costs more than its epoch
 _VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
 
 
 @dataclass(frozen=True)
-class EncoderSize:
-    """Of a VideoMAE encoder; `patch` None: chosen for 64 to 512 tokens."""
+class Setup:
+    """What a job trains with, whatever it trains."""
 
-    width: int
-    layers: int
-    heads: int
-    tubelet: int
-    patch: int | None
-
-    def fitted(self, latent_shape: tuple[int, int, int, int]) -> EncoderConfig:
-        """The encoder for latents `[C, F, H, W]`."""
-        return EncoderConfig(
-            latent_shape=latent_shape,
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            patch=self.patch or choose_patch(latent_shape, self.tubelet),
-            tubelet=self.tubelet,
-        )
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How long and how fast to learn."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    shift: int  # augmentation: latent pixels in H and W
-    optimizer: Optimizer = "adamw"
-    patience: int | None = None  # validations without a better AUROC before it stops; None: never early
-    schedule: Schedule = "one_cycle"  # of the learning rate
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to learn, in Lightning's words."""
-
-    accelerator: str
-    precision: str
-    workers: int
-
-
-@dataclass(frozen=True)
-class TrunkRecipe:
-    """How a trunk is made. An epoch is `batches` random batches of (sample, step) pairs."""
-
-    size: EncoderSize
-    fit: Fit
-    batches: int
-
-
-@dataclass(frozen=True)
-class DetectorRecipe:
-    """How every detector of a grid is made: `head` and `network` say how each kind is fitted.
-
-    `init` trunk starts from the run's trunk, scratch from random weights, auto from the trunk when there
-    is one. `tuning` head fits a logistic head on the trunk's features, full tunes a copy of the trunk.
-    `init` pretrained tunes the VideoMAE that `pretrained` names, on decoded frames: the paper's own method.
-    """
-
-    size: EncoderSize  # from scratch
-    init: Init
-    tuning: Literal["head", "full"]
-    negatives: Negatives
-    head: Fit
-    network: Fit
-    cache: bool = False  # a network's latents or frames are read once and kept in memory
-    pretrained: Pretrained | None = None  # given with `init` pretrained
+    encoder: EncoderSize  # of a trunk, and of a detector from scratch
+    machine: Machine
+    seed: int
+    logger: Logger | None = None
 
 
 @dataclass(frozen=True)
@@ -120,10 +57,7 @@ def train_trunk(
     capture: CaptureReader,
     directory: Path,
     recipe: TrunkRecipe,
-    machine: Machine,
-    *,
-    seed: int,
-    logger: Logger | None,
+    setup: Setup,
 ) -> Outcome:
     """Train the run's trunk on the train split, keep the best by mean val AUROC, save it to `directory`.
 
@@ -133,12 +67,12 @@ def train_trunk(
     names = capture.info.category_names
     for split in ("train", "val"):
         for name in names:
-            cell_rows(capture.samples, name, split, "all", seed)
-    seed_everything(seed, verbose=False)
+            cell_rows(capture.samples, name, split, "all", setup.seed)
+    seed_everything(setup.seed, verbose=False)
     train_rows = labelled_rows(capture.samples, "train")
     steps = capture.info.stored_steps
 
-    trunk = Trunk(recipe.size.fitted(capture.info.latent_shape), steps, len(names))
+    trunk = Trunk(EncoderConfig.fitted(setup.encoder, capture.info.latent_shape), steps, len(names))
     statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
     trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
     trunk.std.copy_(torch.stack([std for _, std in statistics]))
@@ -149,22 +83,18 @@ def train_trunk(
         epochs=recipe.fit.epochs,
         batch_size=recipe.fit.batch_size,
         val_steps=np.unique(np.linspace(0, steps - 1, _VAL_STEPS).round().astype(int)).tolist(),
-        workers=machine.workers,
-        seed=seed,
+        workers=setup.machine.workers,
+        seed=setup.seed,
     )
     module = TrunkModule(
         trunk,
         names,
+        recipe.fit,
         positive_weight=_drawn_positive_weight(capture, train_rows),
-        learning_rate=recipe.fit.learning_rate,
-        weight_decay=recipe.fit.weight_decay,
-        shift=recipe.fit.shift,
-        optimizer=recipe.fit.optimizer,
-        schedule=recipe.fit.schedule,
-        seed=seed,
+        seed=setup.seed,
     )
     with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
-        best = _fit(module, data, recipe.fit, machine, logger, [_Report(advance)])
+        best = _fit(module, data, recipe.fit, setup, [_Report(advance)])
     save_trunk(directory, trunk, names)
     return Outcome(
         metrics=best.metrics,
@@ -181,10 +111,7 @@ def train_detector(
     category: str,
     step: int,
     recipe: DetectorRecipe,
-    machine: Machine,
-    *,
-    seed: int,
-    logger: Logger | None,
+    setup: Setup,
 ) -> Outcome:
     """Train one cell on the train split, keep the best of five validations by AUROC, save it to `directory`.
 
@@ -193,23 +120,24 @@ def train_detector(
             frames cannot be decoded.
     """
     digest = starting_trunk(run, recipe.init)
-    seed_everything(seed, verbose=False)
-    train = cell_rows(capture.samples, category, "train", recipe.negatives, seed)
-    val = cell_rows(capture.samples, category, "val", recipe.negatives, seed)
+    pretrained = Pretrained.of(recipe)
+    seed_everything(setup.seed, verbose=False)
+    train = cell_rows(capture.samples, category, "train", recipe.negatives, setup.seed)
+    val = cell_rows(capture.samples, category, "val", recipe.negatives, setup.seed)
     latents = capture.step(step)
 
     detector: Detector
     read: Callable[[Sequence[int]], Tensor] = _Stored(latents)
     fit = recipe.network
-    if recipe.pretrained is not None:
-        device = decoding_device(machine.accelerator)
-        read = _Stored(step_frames(capture, step, recipe.pretrained.frame_shape, device))
+    if pretrained is not None:
+        device = decoding_device(setup.machine.accelerator)
+        read = _Stored(step_frames(capture, step, pretrained.frame_shape, device))
     if recipe.cache and (digest is None or recipe.tuning == "full"):
         read = _Kept(read, sorted({*train[0], *val[0]}))
-    if recipe.pretrained is not None:
-        detector = recipe.pretrained.detector()
+    if pretrained is not None:
+        detector = pretrained.detector()
     elif digest is None:
-        detector = NetworkDetector(recipe.size.fitted(capture.info.latent_shape))
+        detector = NetworkDetector(EncoderConfig.fitted(setup.encoder, capture.info.latent_shape))
         mean, std = channel_statistics(latents, train[0])
         detector.mean.copy_(mean)
         detector.std.copy_(std)
@@ -225,16 +153,14 @@ def train_detector(
     positives = sum(train[1])
     module = DetectorModule(
         detector,
+        fit,
         positive_weight=(len(train[1]) - positives) / positives,
-        learning_rate=fit.learning_rate,
-        weight_decay=fit.weight_decay,
-        shift=fit.shift,
-        optimizer=fit.optimizer,
-        schedule=fit.schedule,
-        seed=seed,
+        seed=setup.seed,
     )
-    data = CellData(read, train, val, batch_size=fit.batch_size, workers=machine.workers, seed=seed)
-    best = _fit(module, data, fit, machine, logger)
+    data = CellData(
+        read, train, val, batch_size=fit.batch_size, workers=setup.machine.workers, seed=setup.seed
+    )
+    best = _fit(module, data, fit, setup)
     save_detector(directory / "detector", detector, {"category": category, "step": step}, digest)
     return Outcome(
         metrics=best.metrics,
@@ -246,11 +172,11 @@ def train_detector(
             "val_unsafe": sum(val[1]),
             "parameters": _count(detector),
         },
-        started_from="pretrained" if recipe.pretrained else "scratch" if digest is None else "trunk",
+        started_from="pretrained" if pretrained else "scratch" if digest is None else "trunk",
     )
 
 
-def starting_trunk(run: Path, init: Init) -> str | None:
+def starting_trunk(run: Path, init: str) -> str | None:
     """The digest of the trunk that a run's detectors start from, or None: from something else.
 
     Raises:
@@ -359,17 +285,16 @@ def _fit(
     module: LightningModule,
     data: TrunkData | CellData,
     fit: Fit,
-    machine: Machine,
-    logger: Logger | None,
+    setup: Setup,
     callbacks: Sequence[Callback] = (),
 ) -> _Best:
     """Train, put the best weights by val AUROC back into `module`, and return what is known of them."""
     best = _Best(fit.patience)
     trainer = _trainer(
-        machine,
+        setup.machine,
         max_epochs=fit.epochs,
         check_val_every_n_epoch=_validation_interval(fit.epochs),
-        logger=logger if logger is not None else False,
+        logger=setup.logger if setup.logger is not None else False,
         callbacks=[best, *callbacks],
         num_sanity_val_steps=0,
         log_every_n_steps=50,

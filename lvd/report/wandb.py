@@ -5,22 +5,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lvd.errors import require, require_one_of
+
+if TYPE_CHECKING:  # --help reads the settings, and does not wait for Lightning
+    from lightning.pytorch.loggers import Logger
 
 
-@dataclass(frozen=True)
-class WandbTarget:
-    """Where runs go; `project` None switches logging off."""
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """conf/logger/: what a job's curves are written with. result.json is written whatever this says."""
 
-    project: str | None
-    entity: str | None = None
+    kind: str = "none"  # wandb, tensorboard, csv or none
+    project: str | None = None  # of wandb
+    entity: str | None = None  # of wandb: a team; null: the user's own
+
+    def __post_init__(self) -> None:
+        require_one_of("logger.kind", self.kind, ("wandb", "tensorboard", "csv", "none"))
+        require(
+            (self.project is not None) == (self.kind == "wandb"),
+            f"logger.project={self.project} is of logger=wandb, and it needs one",
+        )
 
 
 @contextmanager
 def wandb_run(
-    target: WandbTarget,
+    logger: LoggerConfig,
     directory: Path,
     *,
     group: str,
@@ -33,7 +44,7 @@ def wandb_run(
 
     It is finished whatever happens: in one process, a second `wandb.init` would return the first run.
     """
-    if target.project is None:
+    if logger.kind != "wandb":
         yield None
         return
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -41,8 +52,8 @@ def wandb_run(
 
     directory.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
-        project=target.project,
-        entity=target.entity,
+        project=logger.project,
+        entity=logger.entity,
         dir=directory.resolve(),  # wandb's service keeps the directory that it was started in
         group=group,
         name=name,
@@ -66,8 +77,10 @@ def wandb_run(
         run.finish(exit_code)
 
 
-def lightning_logger(run: Any) -> Logger | None:
+def lightning_logger(run: Any) -> "Logger | None":
     """The run as Lightning's logger."""
+    from lightning.pytorch.loggers import WandbLogger
+
     return WandbLogger(experiment=run, save_dir=run.dir) if run is not None else None
 
 

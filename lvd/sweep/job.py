@@ -10,21 +10,16 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from lvd.config import TrainConfig
-from lvd.detect.training import (
-    DetectorRecipe,
-    Machine,
-    Outcome,
-    TrunkRecipe,
-    train_detector,
-    train_trunk,
-)
+from lvd.detect.pretrained import Pretrained
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
+from lvd.detect.training import Outcome, Setup, train_detector, train_trunk
 from lvd.errors import LvdError
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
-from lvd.report.wandb import WandbTarget
+from lvd.report.wandb import LoggerConfig
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import job_log
-from lvd.sweep.loggers import LoggerKind, job_logger
+from lvd.sweep.loggers import job_logger
 from lvd.sweep.results import Result, config_digest, read_result, write_result
 from lvd.sweep.state import (
     WEIGHTS,
@@ -45,10 +40,10 @@ class Job:
     capture: Path
     run: Path
     seed: int
+    encoder: EncoderSize
     machine: Machine
-    wandb: WandbTarget
+    logger: LoggerConfig
     settings: Mapping[str, Any]  # the whole configuration, as wandb shows it
-    logger: LoggerKind = "wandb"
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Job":
@@ -56,10 +51,10 @@ class Job:
             capture=config.capture_dir,
             run=config.run_dir,
             seed=config.seed,
-            machine=Machine(config.accelerator, config.precision, config.workers),
-            wandb=WandbTarget(config.logger.project, config.logger.entity),
+            encoder=config.encoder,
+            machine=config,
+            logger=config.logger,
             settings=asdict(config),
-            logger=config.logger.kind,  # type: ignore[arg-type]
         )
 
 
@@ -95,8 +90,8 @@ def run_trunk(job: Job, recipe: TrunkRecipe, *, force: bool) -> Result:
     """Train the run's trunk, unless it is done under the same configuration."""
 
     def train(logger: Logger | None) -> Outcome:
-        capture = CaptureReader(job.capture)
-        return train_trunk(capture, job.run / "trunk", recipe, job.machine, seed=job.seed, logger=logger)
+        setup = Setup(job.encoder, job.machine, job.seed, logger)
+        return train_trunk(CaptureReader(job.capture), job.run / "trunk", recipe, setup)
 
     return _run(job, trunk_identity(job, recipe), train, force=force)
 
@@ -119,9 +114,7 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
             cell.category,
             cell.step,
             recipe,
-            job.machine,
-            seed=identity.seed,
-            logger=logger,
+            Setup(job.encoder, job.machine, identity.seed, logger),
         )
 
     return _run(job, identity, train, force=force)
@@ -130,14 +123,14 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
 def identity_of(config: TrainConfig, cell: Cell | None) -> Identity:
     """Which job a cell's is under a configuration; None: the trunk's."""
     if cell is None:
-        return trunk_identity(Job.of(config), config.trunk_recipe())
-    return identities(Job.of(config), [cell], config.detector_recipe())[cell]
+        return trunk_identity(Job.of(config), config.trunk)
+    return identities(Job.of(config), [cell], config.detector)[cell]
 
 
 def trunk_identity(job: Job, recipe: TrunkRecipe) -> Identity:
     settings = {
         **_shared(job),
-        **_flat("encoder", asdict(recipe.size)),
+        **_flat("encoder", asdict(job.encoder)),
         **_flat("trunk.fit", asdict(recipe.fit)),
         "trunk.batches": recipe.batches,
     }
@@ -208,7 +201,6 @@ def _run(job: Job, identity: Identity, train: Callable[[Logger | None], Outcome]
             job_log(directory),
             job_logger(
                 job.logger,
-                job.wandb,
                 directory,
                 group=job.run.name,
                 name=f"{job.run.name}/{identity.path}",
@@ -246,12 +238,12 @@ def _cell_settings(job: Job, recipe: DetectorRecipe, *, from_trunk: bool) -> dic
     """What a person chose and a detector's outcome depends on; what its kind does not read is left out."""
     head = from_trunk and recipe.tuning == "head"
     kind = "head" if head else "network"
-    if recipe.pretrained is not None:
-        start: dict[str, Any] = {"detector.pretrained": recipe.pretrained.identity}
+    if (pretrained := Pretrained.of(recipe)) is not None:
+        start: dict[str, Any] = {"detector.pretrained": pretrained.identity}
     elif from_trunk:
         start = {"detector.tuning": recipe.tuning}
     else:
-        start = _flat("encoder", asdict(recipe.size))
+        start = _flat("encoder", asdict(job.encoder))
     return {
         **_shared(job),
         "detector.init": "trunk" if recipe.init == "auto" else recipe.init,

@@ -5,14 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lvd.errors import LvdError
-from lvd.report.wandb import WandbTarget, lightning_logger, wandb_run
-
-LoggerKind = Literal["wandb", "tensorboard", "csv", "none"]
+from lvd.report.wandb import LoggerConfig, lightning_logger, wandb_run
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,16 @@ class Curves:
 
 @contextmanager
 def job_logger(
-    kind: LoggerKind, target: WandbTarget, directory: Path, *, config: Mapping[str, Any], **run: Any
+    chosen: LoggerConfig, directory: Path, *, config: Mapping[str, Any], **run: Any
 ) -> Iterator[Curves]:
     """A job's curves; `run` is what `wandb_run` takes besides.
 
     Raises:
         LvdError: the package that the logger writes with is not installed.
     """
+    kind = chosen.kind
     if kind == "wandb":
-        with wandb_run(target, directory, config=config, **run) as wandb:
+        with wandb_run(chosen, directory, config=config, **run) as wandb:
             yield Curves(lightning_logger(wandb), wandb)
         return
     if kind == "none":

@@ -56,9 +56,9 @@ def _run(config: TrainConfig) -> bool:
     os.environ.setdefault("TQDM_DISABLE", "1")
     cell = job_cell(config)
     if cell is None:
-        result = run_trunk(Job.of(config), config.trunk_recipe(), force=config.force)
+        result = run_trunk(Job.of(config), config.trunk, force=config.force)
     else:
-        result = run_cell(Job.of(config), cell, config.detector_recipe(), force=config.force)
+        result = run_cell(Job.of(config), cell, config.detector, force=config.force)
     return result.status == "done"
 
 

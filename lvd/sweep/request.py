@@ -65,7 +65,7 @@ class Request:
     def identities(self) -> "dict[Cell, Identity]":
         from lvd.sweep.job import Job, identities
 
-        return identities(Job.of(self.config), self.cells, self.config.detector_recipe())
+        return identities(Job.of(self.config), self.cells, self.config.detector)
 
     def print_plan(self) -> None:
         """The grid, the state of its jobs, and what stands in the way of a sweep.
@@ -149,7 +149,7 @@ class Request:
             return nullcontext()
         from lvd.detect.training import starting_trunk
 
-        trunk = starting_trunk(self.config.run_dir, self.config.detector.init)  # type: ignore[arg-type]
+        trunk = starting_trunk(self.config.run_dir, self.config.detector.init)
         kind = "heads on the trunk" if self.config.detector.tuning == "head" else "tuned copies of the trunk"
         if self.config.detector.pretrained is not None:
             kind = f"each {self.config.detector.pretrained} tuned on decoded frames"
@@ -289,7 +289,9 @@ def _run_problems(config: TrainConfig, identity: "Identity", jobs: int, *, multi
     if identity.blocked is not None:
         return [identity.blocked]
     used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
-    pretrained = config.detector.weights()
+    from lvd.detect.pretrained import Pretrained
+
+    pretrained = Pretrained.of(config.detector)
     if pretrained is not None:
         size = pretrained.weights_bytes
     else:
@@ -301,7 +303,9 @@ def _run_problems(config: TrainConfig, identity: "Identity", jobs: int, *, multi
 
 def _pretrained_problems(config: TrainConfig, cells: Sequence[Cell], *, elsewhere: bool) -> list[str]:
     """What detectors of pixels need besides: their VideoMAE, and frames."""
-    pretrained = config.detector.weights()
+    from lvd.detect.pretrained import Pretrained
+
+    pretrained = Pretrained.of(config.detector)
     if pretrained is None:
         return []
     try:

@@ -19,17 +19,18 @@ from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matri
 from lvd.detect.files import load_detector, load_trunk, save_detector, save_trunk, trunk_digest
 from lvd.detect.module import DetectorModule, augment
 from lvd.detect.network import Encoder, EncoderConfig, HeadDetector, NetworkDetector, Trunk, choose_patch
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
 from lvd.detect.rows import cell_rows
-from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
+from lvd.detect.training import Outcome, Setup, train_detector
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
 
 ENCODER = EncoderConfig(latent_shape=SHAPE, width=16, layers=1, heads=2, patch=2, tubelet=2)
-SIZE = EncoderSize(width=32, layers=1, heads=2, tubelet=2, patch=None)
-HEAD = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0, shift=0)
+SIZE = EncoderSize(width=32, layers=1, heads=2)
+HEAD = Fit(epochs=10, batch_size=4096, learning_rate=1e-2, weight_decay=1.0)
 NETWORK = Fit(epochs=8, batch_size=16, learning_rate=3e-3, weight_decay=0.05, shift=1)
-CPU = Machine("cpu", "32-true", 0)
+CPU = Machine(accelerator="cpu")
 
 
 def tokens(shape: tuple[int, int, int, int], patch: int, tubelet: int = 2) -> int:
@@ -444,9 +445,9 @@ def test_no_shift_leaves_the_input_alone() -> None:
 
 
 def fit(capture: Path, run: Path, directory: Path, init: str, tuning: str = "head", seed: int = 0) -> Outcome:
-    recipe = DetectorRecipe(SIZE, init, tuning, "balanced", head=HEAD, network=NETWORK)  # type: ignore[arg-type]
+    recipe = DetectorRecipe(init=init, tuning=tuning, head=HEAD, network=NETWORK)
     reader = CaptureReader(capture)
-    return train_detector(reader, run, directory, "alpha", 1, recipe, CPU, seed=seed, logger=None)
+    return train_detector(reader, run, directory, "alpha", 1, recipe, Setup(SIZE, CPU, seed))
 
 
 def test_ctrl_c_is_an_interrupt_and_the_next_one_too(
@@ -485,8 +486,8 @@ def test_reported_metrics_are_those_of_the_saved_detector(capture: Path, tmp_pat
     labels = [s.categories for s in reader.samples]
     random.Random(0).shuffle(labels)  # nothing to learn: the last epoch is not the best
     reader.samples = [replace(s, categories=c) for s, c in zip(reader.samples, labels, strict=True)]
-    recipe = DetectorRecipe(SIZE, "scratch", "head", "all", head=HEAD, network=NETWORK)
-    outcome = train_detector(reader, tmp_path, tmp_path, "alpha", 1, recipe, CPU, seed=0, logger=None)
+    recipe = DetectorRecipe(init="scratch", negatives="all", head=HEAD, network=NETWORK)
+    outcome = train_detector(reader, tmp_path, tmp_path, "alpha", 1, recipe, Setup(SIZE, CPU, seed=0))
 
     rows, given = cell_rows(reader.samples, "alpha", "val", "all", 0)
     detector = load_detector(tmp_path / "detector", None)

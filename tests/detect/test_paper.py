@@ -31,6 +31,7 @@ from lvd.detect.files import NetworkFiles, load_detector, save_detector
 from lvd.detect.module import DetectorModule
 from lvd.detect.network import IMAGENET_MEAN, IMAGENET_STD, PixelDetector
 from lvd.detect.pretrained import Pretrained
+from lvd.detect.recipe import Fit
 from lvd.errors import LvdError
 from lvd.guard.bundle import parse_latent_detector
 from lvd.guard.export import export_bundle
@@ -456,8 +457,9 @@ def test_the_learning_rate_falls_linearly_as_transformers_has_it(videomae: Path)
     detector = Pretrained(str(videomae)).detector()
     module = DetectorModule(
         detector,
-        **{"positive_weight": 1.0, "learning_rate": 1e-5, "weight_decay": 0.01, "shift": 0, "seed": 0},
-        schedule="linear",
+        Fit(epochs=1, batch_size=4, learning_rate=1e-5, weight_decay=0.01, schedule="linear"),
+        positive_weight=1.0,
+        seed=0,
     )
     module._trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()  # type: ignore[assignment]
     made = module.configure_optimizers()

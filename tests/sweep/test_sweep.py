@@ -12,7 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import FIVE, NAMES, STEPS
-from lvd.detect.training import Machine, check_machine
+from lvd.detect.recipe import Machine
+from lvd.detect.training import check_machine
 from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, read_samples, write_samples
 from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells
@@ -196,11 +197,11 @@ def test_the_plan_of_a_trunk(train: Shell, captured: Path) -> None:
 
 
 def test_a_device_that_jobs_have_elsewhere_is_not_missed_here() -> None:
-    check_machine(Machine("tpu", "32-true", 0), elsewhere=True)
-    check_machine(Machine("cpu", "bf16-mixed", 0), elsewhere=False)
-    for words in (("quantum", "32-true"), ("auto", "fp8")):
+    check_machine(Machine(accelerator="tpu"), elsewhere=True)
+    check_machine(Machine(accelerator="cpu", precision="bf16-mixed"), elsewhere=False)
+    for machine in (Machine(accelerator="quantum"), Machine(precision="fp8")):
         with pytest.raises(LvdError, match="Lightning says"):
-            check_machine(Machine(*words, 0), elsewhere=True)
+            check_machine(machine, elsewhere=True)
 
 
 # ---- what stops a command line before its first job

@@ -20,7 +20,8 @@ import lvd.sweep.job
 import lvd.sweep.state
 from lvd.config import TrainConfig
 from lvd.detect.pretrained import Pretrained
-from lvd.detect.training import DetectorRecipe, EncoderSize, Fit, Machine, Outcome, train_detector
+from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
+from lvd.detect.training import Outcome, Setup, train_detector
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.check import disk_problem
@@ -448,18 +449,14 @@ def test_an_override_that_cannot_be_is_refused(
 
 
 def test_optimiser_patience_and_cache_are_read(capture: Path, tmp_path: Path) -> None:
-    size = EncoderSize(width=16, layers=1, heads=2, tubelet=2, patch=None)
+    setup = Setup(EncoderSize(width=16, layers=1, heads=2), Machine(accelerator="cpu"), seed=0)
 
     def curves(cache: bool = False, **changes: Any) -> dict[str, list[float]]:
-        values = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 0.0, "shift": 0}
+        values = {"epochs": 20, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 0.0}
         fit = Fit(**{**values, **changes})
-        recipe = DetectorRecipe(size, "scratch", "head", "balanced", fit, fit, cache=cache)
-        return train_detector(
-            CaptureReader(capture),
-            *(tmp_path, tmp_path / "cell", "alpha", 1, recipe, Machine("cpu", "32-true", 0)),
-            seed=0,
-            logger=None,
-        ).curves
+        recipe = DetectorRecipe(init="scratch", head=fit, network=fit, cache=cache)
+        reader = CaptureReader(capture)
+        return train_detector(reader, tmp_path, tmp_path / "cell", "alpha", 1, recipe, setup).curves
 
     plain = curves()
     assert len(plain["epoch"]) == 5
