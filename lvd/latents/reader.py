@@ -20,6 +20,8 @@ import numpy.typing as npt
 from lvd.errors import LvdError
 from lvd.latents.format import Shard, read_info, read_manifest, read_samples, step_name
 
+__all__ = ["CaptureReader", "StepReader"]
+
 Float16 = npt.NDArray[np.float16]
 
 

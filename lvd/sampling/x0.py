@@ -38,7 +38,8 @@ def predict_x0(scheduler: Scheduler, model_output: Tensor, timestep: Timestep, x
     formula = _FORMULAS.get(type(scheduler).__name__)
     if formula is None:
         raise LvdError(
-            f"scheduler {type(scheduler).__name__} is not supported: x0 is known for {', '.join(supported())}"
+            f"scheduler {type(scheduler).__name__} is not supported: "
+            f"x0 is known for {', '.join(supported_schedulers())}"
         )
     mean = _without_variance(scheduler, model_output, x_t)
     if mean.shape != x_t.shape:
@@ -50,7 +51,7 @@ def predict_x0(scheduler: Scheduler, model_output: Tensor, timestep: Timestep, x
     return formula(scheduler, mean.to(dtype), timestep, x_t.to(dtype))
 
 
-def supported() -> list[str]:
+def supported_schedulers() -> list[str]:
     """The scheduler classes whose x0 is known, by name."""
     return sorted(_FORMULAS)
 

@@ -49,7 +49,7 @@ from lvd.sampling.pipelines import (
     makes_one_of_a_prompt,
 )
 from lvd.sampling.weights import weights_digests
-from lvd.sampling.x0 import supported
+from lvd.sampling.x0 import supported_schedulers
 from support.pipeline_runs import (
     blocked_one_and_left_the_other,
     capture,
@@ -817,7 +817,7 @@ def test_a_ready_file_is_a_call_that_its_pipeline_takes(name: str) -> None:
     assert set(source.dtypes) <= components
     assert ("motion_adapter" in components) == (source.motion_adapter is not None)
     if source.scheduler is not None:
-        assert source.scheduler in supported()
+        assert source.scheduler in supported_schedulers()
         taken = inspect.signature(getattr(diffusers, source.scheduler).__init__).parameters
         assert set(source.scheduler_config) <= set(taken)
     if "strength" in source.call:
@@ -978,4 +978,4 @@ def test_the_docs_list_every_file_pipeline_and_refusal() -> None:
             "yes",
         ]
     assert {row[0]: row[1] for row in rows if row[0] in REFUSED} == REFUSED
-    assert {row[0] for row in rows if row[0].endswith("Scheduler")} == set(supported())
+    assert {row[0] for row in rows if row[0].endswith("Scheduler")} == set(supported_schedulers())

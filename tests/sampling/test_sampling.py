@@ -19,7 +19,7 @@ from lvd.guard.bundle import Bundle
 from lvd.sampling.layout import to_BCFHW
 from lvd.sampling.state import StateBefore
 from lvd.sampling.tap import StepCall, intercept_step, tap_x0
-from lvd.sampling.x0 import predict_x0, step_timesteps, supported
+from lvd.sampling.x0 import predict_x0, step_timesteps, supported_schedulers
 from support.samplers import (
     CASES,
     SHAPE,
@@ -108,7 +108,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_the_supported_schedulers_are_all_tested() -> None:
-    assert supported() == sorted({case.scheduler for case in CASES})
+    assert supported_schedulers() == sorted({case.scheduler for case in CASES})
 
 
 @cases()
