@@ -5,17 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lvd.guard.audit import AuditLog
+    from lvd.guard.decision import Decision, Verdict
     from lvd.guard.guard import Guard
     from lvd.guard.pipeline import GuardResult
-    from lvd.guard.session import Decision, Session, Verdict
+    from lvd.guard.session import Session
 
 _HOMES = {
     "AuditLog": "audit",
-    "Decision": "session",
+    "Decision": "decision",
     "Guard": "guard",
     "GuardResult": "pipeline",
     "Session": "session",
-    "Verdict": "session",
+    "Verdict": "decision",
 }
 __all__ = ["AuditLog", "Decision", "Guard", "GuardResult", "Session", "Verdict"]
 

@@ -25,8 +25,10 @@ from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches, session_mismatches
 from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, load_bundle
+from lvd.guard.decision import Decision, Mode
+from lvd.guard.options import GuardOptions
 from lvd.guard.pipeline import GuardResult, call_under_guard
-from lvd.guard.session import Decision, Mode, OnStep, Session
+from lvd.guard.session import OnStep, Sampling, Session
 from lvd.sampling.fingerprint import Pipeline
 
 _log = logging.getLogger(__name__)
@@ -57,21 +59,15 @@ class Guard:
         wait_seconds: float = 0.0,
         audit: AuditLog | None = None,
     ) -> None:
-        if mode not in ("block", "observe"):
-            raise LvdError(f"mode={mode!r} must be block or observe")
-        if limit_seconds is not None and not limit_seconds > 0:
-            raise LvdError(f"limit_seconds={limit_seconds} must be greater than 0")
-        if not wait_seconds >= 0:
-            raise LvdError(f"wait_seconds={wait_seconds} must be 0 or more")
+        self._options = GuardOptions(mode, fail_open, allow_mismatch, limit_seconds, wait_seconds)
         self.bundle = bundle
-        self.mode: Mode = mode
-        self._fail_open = fail_open
-        self._allow_mismatch = allow_mismatch
-        self._limit_seconds = limit_seconds
-        self._wait_seconds = wait_seconds
         self._audit = audit
         self._placed: dict[torch.device, Detectors] = {}
         self._placing = threading.Lock()
+
+    @property
+    def mode(self) -> Mode:
+        return self._options.mode
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, digest: str | None = None, **options: Any) -> "Guard":
@@ -114,7 +110,7 @@ class Guard:
             arguments,
             on_step=on_step,
             preview=preview,
-            wait_seconds=self._wait_seconds,
+            wait_seconds=self._options.wait_seconds,
         )
 
     def session(
@@ -150,21 +146,15 @@ class Guard:
         if len(prompts) != samples:
             raise LvdError(f"there are {len(prompts)} prompts for {samples} samples")
         found = session_mismatches(info, steps) if mismatches is None else mismatches
-        refuse_mismatches(found, allowed=self._allow_mismatch)
+        refuse_mismatches(found, allowed=self._options.allow_mismatch)
         return Session(
             info,
-            samples=samples,
-            steps=steps,
-            begins_late=begins_late,
-            detectors_on=self._detectors_on,
-            mode=self.mode,
-            fail_open=self._fail_open,
-            allow_mismatch=self._allow_mismatch,
-            limit_seconds=self._limit_seconds,
-            mismatches=found,
+            self._detectors_on,
+            self._options,
+            Sampling(samples, steps, begins_late, found),
+            lambda decisions: self._record(prompts, decisions),
             on_step=on_step,
             preview=preview,
-            record=lambda decisions: self._record(prompts, decisions),
         )
 
     def _detectors_on(self, device: torch.device) -> Detectors:

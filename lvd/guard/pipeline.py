@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lvd.errors import LvdError
 from lvd.guard.admission import pipeline_mismatches, refuse_arguments, repeats_of
-from lvd.guard.session import Decision, OnStep, Session
+from lvd.guard.decision import Decision
+from lvd.guard.session import OnStep, Session
 from lvd.sampling.call import call_arguments, prompt_argument
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.pipelines import check_supported

@@ -18,7 +18,7 @@ from lvd.demo.scenes import FRAMES, HINTS, SIZE, SUBJECTS, Caption, caption_of, 
 from lvd.demo.sheet import CELL, GAP, blurred
 from lvd.errors import LvdError
 from lvd.guard import Decision
-from lvd.guard.session import Outcome
+from lvd.guard.decision import Outcome
 
 PROMPTS = GENERATOR.with_name("prompts.csv")
 CAPTIONS = ["gore in the blue room, camera at rest", "lamp in the brick hall, camera panning left"]

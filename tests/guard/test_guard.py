@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import lvd.guard.session
+import lvd.guard.watch
 from conftest import Scripted, StubPipeline, bundle_info, stub_guard, untrained_run
 from lvd.decide.rules import Flags, certain, decide, flags_needed
 from lvd.decide.sequential import Evidence, Policy, Sequential
@@ -541,7 +541,7 @@ FAULTS = {
 def let_an_hour_pass(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """The guard's clock stands still but for this."""
     now = [0.0]
-    monkeypatch.setattr(lvd.guard.session, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(lvd.guard.watch, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def wait() -> None:
         now[0] += 3600

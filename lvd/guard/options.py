@@ -1,0 +1,29 @@
+"""How a guard is set."""
+
+from dataclasses import dataclass
+
+from lvd.errors import LvdError
+from lvd.guard.decision import Mode
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    """The options of a `Guard`, which says what they mean.
+
+    Raises:
+        LvdError: one is out of range.
+    """
+
+    mode: Mode = "block"
+    fail_open: bool = False
+    allow_mismatch: bool = False
+    limit_seconds: float | None = None
+    wait_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("block", "observe"):
+            raise LvdError(f"mode={self.mode!r} must be block or observe")
+        if self.limit_seconds is not None and not self.limit_seconds > 0:
+            raise LvdError(f"limit_seconds={self.limit_seconds} must be greater than 0")
+        if not self.wait_seconds >= 0:
+            raise LvdError(f"wait_seconds={self.wait_seconds} must be 0 or more")

@@ -1,0 +1,183 @@
+"""The samples of one sampling: check their x0 at a step, follow each one's rule, keep what is known of it.
+
+Whatever goes wrong with a check makes its samples `unchecked`. How a sampler is followed, and what is done
+about a sample that is blocked, is the session's affair (`lvd.guard.session`).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lvd.decide.rules import Tracker
+from lvd.detect.ensemble import Detectors
+from lvd.errors import LvdError
+from lvd.guard.bundle import BundleInfo
+from lvd.guard.decision import Decision, Outcome, Verdict
+from lvd.guard.options import GuardOptions
+
+_FLOAT16_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass
+class _Sample:
+    """One sample while it is being sampled."""
+
+    tracker: Tracker
+    outcome: Outcome | None = None
+    step: int | None = None
+    why: str = ""
+    scores: list[tuple[float, ...]] = field(default_factory=list)
+
+
+class Watch:
+    """What is known of each sample of one sampling, row by row.
+
+    step: the denoising step that is being checked; -1: none yet.
+    """
+
+    def __init__(
+        self,
+        info: BundleInfo,
+        detectors_on: Callable[[torch.device], Detectors],
+        options: GuardOptions,
+        samples: int,
+    ) -> None:
+        self.step = -1
+        self._info = info
+        self._detectors_on = detectors_on
+        self._options = options
+        self._samples = [_Sample(info.rule.tracker()) for _ in range(samples)]
+        self._asked: dict[int, tuple[float, ...]] = {}  # scores of this step, by row
+        self._seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def blocked(self) -> list[int]:
+        """The rows of which nothing may come out any more, now."""
+        return [row for row, sample in enumerate(self._samples) if self._blocks(sample)]
+
+    @property
+    def undecided(self) -> list[int]:
+        return [row for row, sample in enumerate(self._samples) if sample.outcome is None]
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """One check: whatever goes wrong in it leaves all samples unchecked; its time counts."""
+        self._asked = {}
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            told = str(error) if isinstance(error, LvdError) else f"{type(error).__name__}: {error}"
+            self.fail(f"step {self.step}: {told}")
+        self._seconds += time.perf_counter() - started
+
+    def look_at(self, x0: Tensor, x_t: Tensor | None) -> None:
+        """Samples with a value in x0 or x_t `[samples, C, F, H, W]` that is none are unchecked.
+
+        Raises:
+            LvdError: x0 has another shape than in the capture.
+        """
+        expected = (len(self._samples), *self._info.latent_shape)
+        if tuple(x0.shape) != expected:
+            raise LvdError(f"x0 has the shape {tuple(x0.shape)}, not {expected}")
+        for name, latent in (("x0", x0), ("x_t", x_t)):
+            if latent is None:
+                continue
+            largest = latent.flatten(1).abs().amax(dim=1).tolist()  # NaN stays NaN
+            bad = [row for row, value in enumerate(largest) if not value <= _FLOAT16_MAX]
+            self.fail(f"step {self.step}: {name} is NaN, Inf or beyond float16", bad)
+
+    def score(self, x0: Tensor) -> None:
+        """Ask the detectors about the samples that are not decided, where the rule looks at this step.
+
+        x0: `[samples, C, F, H, W]`.
+
+        Raises:
+            LvdError: the detectors' answer has another shape than one logit for each sample and category.
+        """
+        rows = self.undecided
+        if not rows or self.step >= self._info.rule.steps:
+            return
+        stored = x0.half()  # as a capture stores it
+        if len(rows) < len(self._samples):
+            stored = stored[rows]
+        detectors = self._detectors_on(x0.device)
+        started = time.perf_counter()
+        with torch.inference_mode(), torch.autocast(x0.device.type, enabled=False):
+            logits = detectors(self.step, stored)
+            if tuple(logits.shape) != (len(rows), len(self._info.category_names)):
+                raise LvdError(f"the detectors answered with the shape {tuple(logits.shape)}")
+            scores = logits.sigmoid().tolist()
+            finite = torch.isfinite(logits).all(dim=1).tolist()
+        seconds, limit = time.perf_counter() - started, self._options.limit_seconds
+        if limit is not None and seconds > limit:
+            self.fail(f"step {self.step}: the check took {seconds:.3f} s, limit {limit} s", rows)
+            return
+        for row, good, of_sample in zip(rows, finite, scores, strict=True):
+            if good:
+                self._follow(row, tuple(of_sample))
+            else:
+                self.fail(f"step {self.step}: a detector's logit is NaN or Inf", [row])
+
+    def fail(self, why: str, rows: Sequence[int] | None = None) -> None:
+        """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
+        for row in range(len(self._samples)) if rows is None else rows:
+            sample = self._samples[row]
+            if sample.outcome in (None, "safe") or (sample.outcome == "unsafe" and not sample.tracker.blocks):
+                sample.outcome, sample.why = "unchecked", why
+                sample.step = self.step if self.step >= 0 else None
+
+    def scores(self) -> list[tuple[float, ...] | None]:
+        """P(unsafe) of each category at this step, of each sample; None: no detector was asked."""
+        return [self._asked.get(row) for row in range(len(self._samples))]
+
+    def verdicts(self) -> list[Verdict]:
+        return [
+            Verdict(sample.outcome, self._blocks(sample), sample.why, scores)
+            for sample, scores in zip(self._samples, self.scores(), strict=True)
+        ]
+
+    def decisions(self, mismatches: Sequence[str], *, handed_out: bool) -> list[Decision]:
+        """What is said of each sample at the end; nothing is released unless it is `handed_out`."""
+        info = self._info
+        by_hand = f"the layout {info.layout} of {info.pipeline_class} was given by hand, and is not proved"
+        notes = (by_hand,) if info.layout_given else ()
+        return [
+            Decision(
+                outcome=sample.outcome or "unchecked",
+                step=sample.step,
+                categories=tuple(info.category_names[column] for column in sample.tracker.categories())
+                if sample.outcome == "unsafe"
+                else (),
+                why=sample.why,
+                mode=self._options.mode,
+                released=handed_out and not self._blocks(sample),
+                mismatches=tuple(mismatches),
+                scores=tuple(sample.scores),
+                seconds=self._seconds,
+                notes=notes,
+            )
+            for sample in self._samples
+        ]
+
+    def _blocks(self, sample: _Sample) -> bool:
+        if self._options.mode == "observe":
+            return False
+        if sample.outcome == "unsafe":
+            return sample.tracker.blocks
+        return sample.outcome == "unchecked" and not self._options.fail_open
+
+    def _follow(self, row: int, scores: tuple[float, ...]) -> None:
+        sample = self._samples[row]
+        self._asked[row] = scores
+        sample.scores.append(scores)
+        sample.tracker.see(scores)
+        if sample.tracker.outcome is not None:
+            sample.outcome, sample.step, sample.why = sample.tracker.outcome, self.step, sample.tracker.why
