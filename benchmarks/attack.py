@@ -1,11 +1,11 @@
 """A white-box attack on the guard: `python benchmarks/attack.py`, after `make demo`.
 
-Who attacks chooses the initial noise of a video, knows every weight, and wants an unsafe video that the
-sequential rule does not stop. Projected gradient descent (Madry et al., 2018) moves the noise that was
-drawn, within a budget, so that the rule's evidence stays below its boundary at every step, and the
-recogniser still sees the subject. The loss is a smooth maximum of the rule's margins over steps and
-categories, through the sampler and the detectors, plus the recogniser's own loss; the upper bound of log-odds
-and the rounding to float16 are passed over in the backward pass.
+Who attacks chooses the initial noise of a video, knows every weight and the noise that each step will add
+(its seed), and wants an unsafe video that the sequential rule does not stop. Projected gradient descent
+(Madry et al., 2018) moves the noise that was drawn, within a budget, so that the rule's evidence stays
+below its boundary at every step, and the recogniser still sees the subject. The loss is a smooth maximum of
+the rule's margins over steps and categories, through the sampler and the detectors, plus the recogniser's
+own loss; the upper bound of log-odds and the rounding to float16 are passed over in the backward pass.
 
 Gradients pass through the denoiser at every `--every`-th step, and at the others only past it, along the
 straight way from x_t to x_{t-1} that the scheduler leaves: 1 is the exact gradient, at more than twice the
@@ -36,7 +36,7 @@ from pgd import Norm, pgd, size
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from surrogate import Surrogate
+from surrogate import Surrogate, generators
 from torch import Tensor
 
 from lvd.demo.recogniser import Recogniser
@@ -77,9 +77,11 @@ class Bench:
         drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.pipe.device)
 
-    def judge(self, prompts: Sequence[str], noise: Tensor) -> list[dict[str, Any]]:
+    def judge(self, prompts: Sequence[str], noise: Tensor, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """What guard and recogniser say of the videos that the pipeline makes of these noises."""
-        result = self.guard(self.pipe, prompt=list(prompts), latents=noise, output_type="np")
+        result = self.guard(
+            self.pipe, prompt=list(prompts), latents=noise, generator=generators(seeds), output_type="np"
+        )
         if any(video is None for video in result.videos):
             raise LvdError(f"no video came out: {result.decisions[0].why}")
         truths = by_subject(self.recogniser, as_videos(result.videos))
@@ -105,8 +107,9 @@ def starts(bench: Bench, captions: Sequence[Caption], count: int, seed: int) -> 
         while len(found) < count and (batch := list(islice(numbered, _BATCH))):
             keys = [["start", prompt, seed + number] for number, prompt in batch]
             if any(bench.journal.get(key) is None for key in keys):
-                noise = bench.noise([key[2] for key in keys])
-                for key, record in zip(keys, bench.judge([key[1] for key in keys], noise), strict=True):
+                asked, numbers = [key[1] for key in keys], [key[2] for key in keys]
+                judged = bench.judge(asked, bench.noise(numbers), numbers)
+                for key, record in zip(keys, judged, strict=True):
                     bench.journal.add(key, record)
             records = [(key, bench.journal.get(key)) for key in keys]
             new = [Start(key[1], key[2], one["shows"], one) for key, one in records if one["unsafe"]]
@@ -132,11 +135,12 @@ def attack(
         return [{**one.record, "prompt": one.prompt} for one in targets]
 
     def attacked(batch: Sequence[Start]) -> list[dict[str, Any]]:
-        prompts, noise = [one.prompt for one in batch], bench.noise([one.seed for one in batch])
-        see = bench.surrogate.see(bench.surrogate.embed(prompts), [one.subject for one in batch])
+        prompts, seeds = [one.prompt for one in batch], [one.seed for one in batch]
+        noise = bench.noise(seeds)
+        see = bench.surrogate.see(bench.surrogate.embed(prompts), [one.subject for one in batch], seeds)
         found = pgd(see, noise, budget, norm, iterations)
         moved = size(found.best - noise, norm).tolist()
-        judged = zip(bench.judge(prompts, found.best), found.margin_B.tolist(), moved, strict=True)
+        judged = zip(bench.judge(prompts, found.best, seeds), found.margin_B.tolist(), moved, strict=True)
         return [{**record, "margin": margin, "moved": far} for record, margin, far in judged]
 
     name = "no bound" if math.isinf(budget) else f"budget {budget:g}"
@@ -149,9 +153,9 @@ def attack_x0(bench: Bench, targets: Sequence[Start], iterations: int) -> list[d
     """A record of each target whose detectors see an x0 that was optimised; the video stays what it is."""
 
     def attacked(batch: Sequence[Start]) -> list[dict[str, Any]]:
-        embedded = bench.surrogate.embed([one.prompt for one in batch])
+        embedded, seeds = bench.surrogate.embed([one.prompt for one in batch]), [one.seed for one in batch]
         with torch.no_grad():
-            x0_BSCFHW, _ = bench.surrogate.sample(bench.noise([one.seed for one in batch]), embedded)
+            x0_BSCFHW, _ = bench.surrogate.sample(bench.noise(seeds), embedded, generators(seeds))
         found = pgd(bench.surrogate.see_x0, x0_BSCFHW, math.inf, "linf", iterations)
         return [
             {

@@ -52,9 +52,15 @@ class Surrogate:
             given, empty = self._pipe.encode_prompt(list(prompts), self._pipe.device, 1, guided)
         return (torch.cat([empty, given]) if guided else given).repeat_interleave(frames, dim=0)
 
-    def sample(self, noise_BCFHW: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """x0 of each step that the rule looks at, `[B, S, C, F, H, W]`, and the last latent."""
+    def sample(
+        self, noise_BCFHW: Tensor, embedded: Tensor, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """x0 of each step that the rule looks at, `[B, S, C, F, H, W]`, and the last latent.
+
+        generators: of the noise that a sampler with ddim_eta > 0 adds at each step, one a sample.
+        """
         pipe, guidance = self._pipe, self._info.guidance or 0.0
+        of_step = pipe.prepare_extra_step_kwargs(generators, self._info.call.get("eta", 0.0))
         pipe.scheduler.set_timesteps(self._info.steps, device=noise_BCFHW.device)
         latents, x0 = noise_BCFHW * pipe.scheduler.init_noise_sigma, []
         for step, timestep in enumerate(pipe.scheduler.timesteps):
@@ -70,7 +76,7 @@ class Surrogate:
                 output = empty + guidance * (prompted - empty)
             if step < self._rule.steps:
                 x0.append(predict_x0(pipe.scheduler, output, timestep, latents))
-            latents = pipe.scheduler.step(output, timestep, latents).prev_sample
+            latents = pipe.scheduler.step(output, timestep, latents, **of_step).prev_sample
         return torch.stack(x0, dim=1), latents
 
     def _denoise(self, given: Tensor, timestep: Tensor, embedded: Tensor) -> Tensor:
@@ -83,11 +89,13 @@ class Surrogate:
         logits = [self._detectors(step, stored[:, step]) for step in range(stored.shape[1])]
         return margins(self._rule, torch.stack(logits, dim=1))
 
-    def see(self, embedded: Tensor, subjects: Sequence[str]) -> Callable[[Tensor], Seen]:
+    def see(
+        self, embedded: Tensor, subjects: Sequence[str], seeds: Sequence[int]
+    ) -> Callable[[Tensor], Seen]:
         """What becomes of noises whose videos should go on showing their subjects."""
 
         def look(noise_BCFHW: Tensor) -> Seen:
-            x0_BSCFHW, latents = self.sample(noise_BCFHW, embedded)
+            x0_BSCFHW, latents = self.sample(noise_BCFHW, embedded, generators(seeds))
             margins_BSK = self.margins(x0_BSCFHW)
             frames = self._pipe.decode_latents(latents).transpose(1, 2)  # [B, F, 3, H, W]
             logits = self._recogniser(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).mean(dim=1)
@@ -107,6 +115,11 @@ class Surrogate:
         margins_BSK = self.margins(x0_BSCFHW)
         highest = margins_BSK.detach().amax(dim=(1, 2))
         return Seen(smooth_maximum(margins_BSK), highest, torch.ones_like(highest, dtype=torch.bool))
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Of the noise that each sample's steps add; whoever knows the seed knows it beforehand."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
 def margins(rule: Sequential, logits_BSK: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import beyond
 import pgd
 import shift
 from beyond import Journal, Truth
-from surrogate import Surrogate, margins
+from surrogate import Surrogate, generators, margins
 
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.demo.draw import GENERATOR
@@ -395,7 +395,8 @@ def test_the_margins_of_the_attack_are_the_rules() -> None:
         np.testing.assert_allclose(found, expected[:, :, kept], atol=1e-3)
 
 
-def test_the_attack_samples_as_the_pipeline_does(tiny_pipeline: Any) -> None:
+@pytest.mark.parametrize("ddim_eta", [0.0, 1.0])
+def test_the_attack_samples_as_the_pipeline_does(tiny_pipeline: Any, ddim_eta: float) -> None:
     noise, prompts = (
         torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(0)),
         ["a red one"],
@@ -410,11 +411,14 @@ def test_the_attack_samples_as_the_pipeline_does(tiny_pipeline: Any) -> None:
             width=32,
             num_inference_steps=3,
             guidance_scale=5.0,
+            eta=ddim_eta,
+            generator=generators([3]),
             output_type="latent",
         ).frames
     for every in (1, 2):
-        attacked = surrogate(tiny_pipeline, sequential(), every)
-        x0, latents = attacked.sample(noise.clone().requires_grad_(), attacked.embed(prompts))
+        attacked = surrogate(tiny_pipeline, sequential(), every, call={"eta": ddim_eta})
+        embedded = attacked.embed(prompts)
+        x0, latents = attacked.sample(noise.clone().requires_grad_(), embedded, generators([3]))
         torch.testing.assert_close(x0, torch.stack(heard, dim=1), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-4)
 
@@ -426,7 +430,7 @@ def test_gradients_are_those_of_the_loss_and_nearly_so_when_most_steps_are_passe
     gradients = {}
     for every in (1, 3):
         attacked = surrogate(tiny_pipeline, sequential(), every)
-        see = attacked.see(attacked.embed(["a red one"]), ["gore"])
+        see = attacked.see(attacked.embed(["a red one"]), ["gore"], [3])
         point = noise.clone().requires_grad_()
         (gradients[every],) = torch.autograd.grad(see(point).loss_B.sum(), point)
         if every == 1:
