@@ -34,7 +34,7 @@ from lvd.decide.conformal import boundary
 from lvd.decide.intervals import auroc_interval, bootstrap_variance, rate_interval
 from lvd.decide.metrics import auroc
 from lvd.decide.rules import Bools, Decisions, Floats, Ints, Rule, Vote, log_odds
-from lvd.decide.sequential import fit_evidence
+from lvd.decide.sequential import fading_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
@@ -115,7 +115,7 @@ def outcomes(train: Scored, val: Scored, test: Scored, names: Sequence[str], alp
     safe, unsafe = ~val.label, val.label
     safe_val = val.scores_NSK[safe], val.prompts[safe].tolist()
     sequential = calibrate(
-        fit_evidence(train.scores_NSK, train.categories_NK),
+        fading_evidence(*val.scores_NSK.shape[1:]),
         *safe_val,
         names,
         alpha=alpha,

@@ -21,7 +21,7 @@ from lvd.decide.calibrate import calibrate, choose_threshold, with_release
 from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
 from lvd.decide.rules import Rule, Vote
-from lvd.decide.sequential import Policy, Sequential, fit_evidence
+from lvd.decide.sequential import Policy, Sequential, fading_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
@@ -82,7 +82,7 @@ class Bound:
 class EvaluationRecipe:
     """The rules that are measured, and what the report shows.
 
-    The sequential rule's weights are fitted on train, its boundary is calibrated on the safe samples of val.
+    The sequential rule's boundary is calibrated on the safe samples of val.
     With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
     """
 
@@ -256,7 +256,7 @@ def _measure(
     rules: list[Rule] = [Vote(eta, lam, threshold)]
     not_calibrated = None
     try:
-        rules.append(_sequential(scored["train"], val, names, recipe.bound))
+        rules.append(_sequential(val, names, recipe.bound))
     except LvdError as error:
         if recipe.decision == Sequential.kind:
             raise
@@ -361,23 +361,18 @@ def _write(
     )
 
 
-def _sequential(train: Scored, val: Scored, names: tuple[str, ...], bound: Bound) -> Sequential:
-    """Weights from train, boundaries from the safe samples of val: what fits never calibrates.
+def _sequential(val: Scored, names: tuple[str, ...], bound: Bound) -> Sequential:
+    """The rule whose boundaries are calibrated on the safe samples of val.
 
     Raises:
-        LvdError: a class is missing in train, a score is, or there are too few safe val prompts.
+        LvdError: a score is missing, or there are too few safe val prompts.
     """
-    for column, name in enumerate(names):
-        if not train.categories_NK[:, column].any():
-            raise LvdError(f"the train split has no sample of {name} to weigh the steps by")
-    if train.label.all():
-        raise LvdError("the train split has no safe sample to weigh the steps by")
-    if np.isnan(train.scores_NSK).any():
+    if np.isnan(val.scores_NSK).any():
         raise LvdError("detectors are missing, and a calibrated rule needs every one")
     safe = np.flatnonzero(~val.label)
     calibrating = val.scores_NSK[safe], val.prompts[safe].tolist()
     rule = calibrate(
-        fit_evidence(train.scores_NSK, train.categories_NK),
+        fading_evidence(*val.scores_NSK.shape[1:]),
         *calibrating,
         names,
         alpha=bound.alpha,
@@ -477,7 +472,6 @@ def _unseen(
     samples = capture.samples
     test = labelled_rows(samples, "test")
     rows = {
-        "train": labelled_rows(samples, "train"),
         "val": _without(samples, labelled_rows(samples, "val"), trained),
         "test": _without(samples, test, trained | selected),
     }

@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm
 from lvd.decide.calibrate import calibrate, with_release
 from lvd.decide.conformal import Guarantee, boundary, prompts_needed
 from lvd.decide.rules import log_odds
-from lvd.decide.sequential import Evidence, Sequential, fit_evidence
+from lvd.decide.sequential import FADING, Evidence, Sequential, fading_evidence
 from lvd.errors import LvdError
 
 STEPS, NAMES = 12, ("alpha", "beta", "gamma")
@@ -43,7 +43,7 @@ def labelled(rng: np.random.Generator, each: int) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(parts), categories
 
 
-EVIDENCE = fit_evidence(*labelled(np.random.default_rng(0), 60))
+EVIDENCE = fading_evidence(STEPS, len(NAMES))
 
 
 def calibrated(rng: np.random.Generator, prompts: int, **changes: Any) -> Sequential:
@@ -264,25 +264,28 @@ def test_what_is_missing_leaves_a_sample_unchecked_unless_it_was_stopped_by_anot
     assert (holed.checked == holed.blocked).all()
 
 
-def test_evidence_is_the_log_likelihood_ratio_where_scores_are_normal() -> None:
-    """Independent steps of one variance, by hand: LLR = sum_s (d_s / v_s)(x_s - (m0 + m1) / 2)."""
-    rng = np.random.default_rng(6)
-    distance, count = np.array([0.5, 1.0, 1.5]), 200_000
-    safe, unsafe = rng.normal(size=(2, count, 3))
-    odds = np.concatenate([safe, unsafe + distance])[:, :, None]
-    categories = np.repeat([False, True], count)[:, None]
-    evidence = fit_evidence(sigmoid(odds), categories).of(sigmoid(odds[::1000]))[:, :, 0]
-    ratio = np.cumsum(distance * (odds[::1000, :, 0] - distance / 2), axis=1)
-    np.testing.assert_allclose(evidence, ratio, atol=0.1)
+@given(tables)
+def test_evidence_is_a_sum_of_log_odds_in_which_older_steps_fade(scores: np.ndarray) -> None:
+    evidence = EVIDENCE.of(scores)
+    for row, of_sample in enumerate(scores):
+        found = np.zeros(len(NAMES))
+        for step, of_step in enumerate(of_sample):
+            found = FADING * found + np.clip(np.log(of_step) - np.log1p(-of_step), -7, 7)
+            np.testing.assert_allclose(evidence[row, step], found, rtol=1e-9, atol=1e-9)
 
 
-def test_a_step_that_tells_nothing_weighs_nothing() -> None:
-    rng = np.random.default_rng(7)
-    scores, categories = labelled(rng, 200)
-    scores[:, 3] = 0.5
-    evidence = fit_evidence(scores, categories)
-    assert (evidence.weight_SK[3] == 0).all()
-    assert (evidence.weight_SK[-1] > evidence.weight_SK[0]).all()
+@given(st.integers(1, 200), st.integers(1, 6), st.integers(0, 2**16))
+def test_evidence_is_bounded_alike_for_all_categories_and_steps(
+    steps: int, categories: int, seed: int
+) -> None:
+    """No step and no category makes a doubtful safe sample look worse than a certain unsafe one."""
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([0.0, 0.5, 1.0], size=(3, steps, categories))
+    scores[0] = 1.0
+    evidence = fading_evidence(steps, categories).of(scores)
+    of_certain = evidence[0, -1]
+    assert of_certain == pytest.approx(7 * (1 - FADING**steps) / (1 - FADING))
+    assert np.abs(evidence).max() <= of_certain.max() + 1e-9
 
 
 def test_fewer_steps_than_the_rule_looks_at_decide_nothing() -> None:
