@@ -95,7 +95,7 @@ def do(capture: Path, run: Path, **changes: Any) -> Done:
 @pytest.fixture(scope="session")
 def shown_capture(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny capture, with a pipeline on this machine whose VAE decodes its latents."""
-    from tiny import build_vae
+    from support.tiny import build_vae
 
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("shown")
