@@ -73,7 +73,7 @@ class Bench:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """The initial noise `[B, C, F, H, W]` of each seed."""
-        shape = self.guard.bundle.info.latent_shape
+        shape = self.guard.bundle.info.origin.latent_shape
         drawn = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.pipe.device)
 

@@ -28,6 +28,7 @@ from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.sampling.fingerprint import fingerprint, plain_config
+from lvd.sampling.origin import Origin
 
 SHAPE = (4, 16, 64, 64)
 CATEGORIES = ("distorted_weird", "terrifying", "pornographic", "violent_bloody", "political")
@@ -62,17 +63,19 @@ def bundle_info(pipe: BarePipeline) -> BundleInfo:
         format_version=BUNDLE_VERSION,
         rule=Vote(STEPS, 1.0, 0.5),
         category_names=CATEGORIES,
-        pipeline="",
-        revision=None,
-        pipeline_class=type(pipe).__name__,
-        fingerprint=fingerprint(pipe),
-        scheduler=type(pipe.scheduler).__name__,
-        scheduler_config=plain_config(pipe.scheduler.config),
-        layout="BCFHW",
-        steps=STEPS,
-        guidance=GUIDANCE,
-        call={},
-        latent_shape=SHAPE,
+        origin=Origin(
+            pipeline="",
+            revision=None,
+            pipeline_class=type(pipe).__name__,
+            fingerprint=fingerprint(pipe),
+            scheduler=type(pipe.scheduler).__name__,
+            scheduler_config=plain_config(pipe.scheduler.config),
+            layout="BCFHW",
+            steps=STEPS,
+            guidance=GUIDANCE,
+            call={},
+            latent_shape=SHAPE,
+        ),
         measured={},
     )
 

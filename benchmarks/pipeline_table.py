@@ -35,9 +35,9 @@ def row(tiny: Tiny, directory: Path) -> str:
     cells = (
         tiny.name,
         tiny.inputs or "-",
-        info.scheduler.removesuffix("Scheduler"),
-        str(list(info.latent_shape)),
-        info.layout,
+        info.origin.scheduler.removesuffix("Scheduler"),
+        str(list(info.origin.latent_shape)),
+        info.origin.layout,
         "yes" if good else "WRONG",
         "yes" if guarded else "WRONG",
     )

@@ -17,6 +17,7 @@ import torch
 from lvd.latents import journal, writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample, step_name
 from lvd.latents.reader import CaptureReader
+from lvd.sampling.origin import Origin
 
 SAMPLES, READS, ROUNDS = 256, 512, 15
 SHAPE = (4, 16, 64, 64)
@@ -26,17 +27,19 @@ def write_capture(directory: Path) -> None:
     samples = [Sample(f"s{i:04d}", str(i), f"prompt {i}", i, (), "train") for i in range(SAMPLES)]
     info = CaptureInfo(
         format_version=FORMAT_VERSION,
-        pipeline="random numbers",
-        revision=None,
-        pipeline_class="none",
-        call={},
-        scheduler="none",
-        scheduler_config={},
-        fingerprint={},
-        layout="BCFHW",
-        steps=1,
-        guidance=1.0,
-        latent_shape=SHAPE,
+        origin=Origin(
+            pipeline="random numbers",
+            revision=None,
+            pipeline_class="none",
+            call={},
+            scheduler="none",
+            scheduler_config={},
+            fingerprint={},
+            layout="BCFHW",
+            steps=1,
+            guidance=1.0,
+            latent_shape=SHAPE,
+        ),
         dtype="float16",
         category_names=("unsafe",),
         versions={},

@@ -36,8 +36,8 @@ class Surrogate:
     ) -> None:
         if not isinstance(info.rule, Sequential):
             raise LvdError("the attack is on the sequential rule: evaluate with decision=sequential first")
-        if info.layout != "BCFHW":
-            raise LvdError(f"the attack knows latents of the layout BCFHW, not {info.layout}")
+        if info.origin.layout != "BCFHW":
+            raise LvdError(f"the attack knows latents of the layout BCFHW, not {info.origin.layout}")
         for network in (pipe.unet, pipe.vae):
             network.requires_grad_(False)
         self._pipe, self._info, self._rule = pipe, info, info.rule
@@ -46,8 +46,8 @@ class Surrogate:
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """The prompts as the denoiser takes them, the empty ones first where it is guided."""
-        guided = (self._info.guidance or 0) > 1
-        frames = self._info.latent_shape[1]
+        guided = (self._info.origin.guidance or 0) > 1
+        frames = self._info.origin.latent_shape[1]
         with torch.no_grad():
             given, empty = self._pipe.encode_prompt(list(prompts), self._pipe.device, 1, guided)
         return (torch.cat([empty, given]) if guided else given).repeat_interleave(frames, dim=0)
@@ -59,9 +59,9 @@ class Surrogate:
 
         generators: of the noise that a sampler with ddim_eta > 0 adds at each step, one a sample.
         """
-        pipe, guidance = self._pipe, self._info.guidance or 0.0
-        of_step = pipe.prepare_extra_step_kwargs(generators, self._info.call.get("eta", 0.0))
-        pipe.scheduler.set_timesteps(self._info.steps, device=noise_BCFHW.device)
+        pipe, guidance = self._pipe, self._info.origin.guidance or 0.0
+        of_step = pipe.prepare_extra_step_kwargs(generators, self._info.origin.call.get("eta", 0.0))
+        pipe.scheduler.set_timesteps(self._info.origin.steps, device=noise_BCFHW.device)
         latents, x0 = noise_BCFHW * pipe.scheduler.init_noise_sigma, []
         for step, timestep in enumerate(pipe.scheduler.timesteps):
             given = torch.cat([latents] * 2) if guidance > 1 else latents

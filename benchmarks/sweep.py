@@ -94,7 +94,7 @@ def overhead(capture: CaptureReader, runs: Path) -> None:
 
 def long(capture: CaptureReader, runs: Path) -> None:
     latents = capture.step(0)
-    shape = capture.info.latent_shape
+    shape = capture.info.origin.latent_shape
     bare = 0.0
     for category in capture.info.category_names:
         task = cell_rows(capture.samples, category, "train", "balanced", 0)
@@ -123,7 +123,7 @@ def joblib(_capture: CaptureReader, runs: Path) -> None:
 
 
 def memory(capture: CaptureReader, runs: Path) -> None:
-    sweep = start_sweep(runs, CATEGORIES, capture.info.steps)
+    sweep = start_sweep(runs, CATEGORIES, capture.info.origin.steps)
     seen: dict[int, float] = {}  # jobs that are done -> MB
     while sweep.poll() is None:
         done = len(list((runs / "bench").glob("*/step_*/result.json")))

@@ -65,9 +65,9 @@ def main() -> None:
         guard = Guard.from_pretrained(arguments.bundle, digest=arguments.digest, audit=audit)
         info, prompts = guard.bundle.info, arguments.prompt
         torch.manual_seed(0)
-        network = StandIn(info.latent_shape[0])
-        noise = torch.randn(len(prompts), *info.latent_shape)
-        levels = [1 - step / info.steps for step in range(info.steps)]
+        network = StandIn(info.origin.latent_shape[0])
+        noise = torch.randn(len(prompts), *info.origin.latent_shape)
+        levels = [1 - step / info.origin.steps for step in range(info.origin.steps)]
         with guard.session(samples=len(prompts), prompts=prompts) as session:
             latents = sample(session, network, noise, levels)
         decisions = session.close()

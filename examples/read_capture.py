@@ -24,7 +24,7 @@ def main() -> None:
         "unsafe": [row for row, sample in enumerate(capture.samples) if sample.is_unsafe],
     }
     info = capture.info
-    print(f"{len(capture.samples)} samples, x0 {list(info.latent_shape)}, steps {info.steps_text()}")
+    print(f"{len(capture.samples)} samples, x0 {list(info.origin.latent_shape)}, steps {info.steps_text()}")
     last = capture.step(info.stored_steps - 1)
     for step in range(info.stored_steps):
         reader = capture.step(step)

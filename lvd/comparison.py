@@ -208,7 +208,7 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
         {kind: [rules[kind][1] for rules in by_kind] for kind in kinds},
         differences,
         _costs(capture, [entry.run for entry in entries], device),
-        capture.info.steps,
+        capture.info.origin.steps,
     )
 
 

@@ -270,7 +270,7 @@ def _measure(
                 test.categories_NK,
                 names,
                 prompts_N=test.prompts,
-                sampler_steps=capture.info.steps,
+                sampler_steps=capture.info.origin.steps,
             ),
             measure_attribution(rule, test.scores_NSK, test.categories_NK, test.prompts),
             _lost_by_release(rule, test),
@@ -531,26 +531,7 @@ def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> Bun
     return BundleInfo(
         format_version=BUNDLE_VERSION,
         rule=rule,
+        category_names=info.category_names,
+        origin=info.origin,
         measured=measured,
-        **{
-            name: getattr(info, name)
-            for name in (
-                "category_names",
-                "pipeline",
-                "revision",
-                "pipeline_class",
-                "fingerprint",
-                "scheduler",
-                "scheduler_config",
-                "layout",
-                "steps",
-                "guidance",
-                "call",
-                "latent_shape",
-                "x0_from",
-                "layout_given",
-                "step_caches",
-                "weights",
-            )
-        },
     )

@@ -37,6 +37,7 @@ from lvd.latents.format import (
 from lvd.latents.integrity import file_sha256
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
+from lvd.sampling.origin import Origin
 from support.commands import Shell
 
 settings.register_profile("lvd", deadline=None)  # how long an example takes is the machine's affair
@@ -69,7 +70,8 @@ def capture_info(**changes: object) -> CaptureInfo:
         "category_names": NAMES,
         "versions": {},
     }
-    return CaptureInfo(**{**values, **changes})  # type: ignore[arg-type]
+    origin, own = Origin.split({**values, **changes})
+    return CaptureInfo(origin=origin, **own)
 
 
 def make_samples(count: int) -> list[Sample]:
@@ -238,7 +240,8 @@ def bundle_info(pipe: Any, **changes: Any) -> BundleInfo:
     vote = {
         name: changes.pop(name, default) for name, default in (("eta", 4), ("lam", 0.25), ("threshold", 0.5))
     }
-    return BundleInfo(**{"rule": Vote(**vote), **values, **changes})
+    origin, own = Origin.split({"rule": Vote(**vote), **values, **changes})
+    return BundleInfo(origin=origin, **own)
 
 
 class StubPipeline:

@@ -266,7 +266,7 @@ def embedded(page: str) -> set[bytes]:
 def sharp(capture: Path, *, unsafe: bool) -> set[bytes]:
     """The pixels of the decoded middle frame of every such test sample at every step."""
     reader = CaptureReader(capture)
-    vae = load_vae(reader.info)
+    vae = load_vae(reader.info.origin)
     rows = [r for r, s in enumerate(reader.samples) if s.split == "test" and bool(s.categories) == unsafe]
     found = set()
     for row in rows:
@@ -511,11 +511,11 @@ def test_what_an_earlier_version_did_not_write_of_an_origin_is_no_difference() -
     }
     learned = TrainedOn("tiny", earlier, frozenset(), frozenset())
     assert learned.other_origin(info) == []
-    assert learned.other_origin(replace(info, weights={"unet": "1" * 64})) == []  # not known of the run
+    assert learned.other_origin(capture_info(weights={"unet": "1" * 64})) == []  # not known of the run
     cached = {"unet": {"config": "FirstBlockCacheConfig", "threshold": 0.1}}
-    assert learned.other_origin(replace(info, step_caches=cached)) == ["step_caches"]
+    assert learned.other_origin(capture_info(step_caches=cached)) == ["step_caches"]
     known = replace(learned, origin={**earlier, "weights": {"unet": "2" * 64}})
-    assert known.other_origin(replace(info, weights={"unet": "1" * 64})) == ["weights"]
+    assert known.other_origin(capture_info(weights={"unet": "1" * 64})) == ["weights"]
 
 
 def test_another_origin_gives_rates_that_say_so_and_no_bundle(captures: Path, own_run: Path) -> None:

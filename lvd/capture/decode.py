@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.latents.format import CaptureInfo
+from lvd.sampling.origin import Origin
 
 _DECODED_PIXELS = 2**21  # at once: eight frames of 512x512
 
 
-def load_vae(info: CaptureInfo, *, download: bool = False) -> Any:
+def load_vae(origin: Origin, *, download: bool = False) -> Any:
     """The pipeline's own image VAE. Nothing is downloaded for a picture: only with `download`.
 
     Raises:
@@ -21,17 +21,17 @@ def load_vae(info: CaptureInfo, *, download: bool = False) -> Any:
 
     try:
         vae = AutoModel.from_pretrained(
-            info.pipeline,
+            origin.pipeline,
             subfolder="vae",
-            revision=info.revision,
+            revision=origin.revision,
             use_safetensors=True,
             local_files_only=not download,
         )
     except (OSError, ValueError) as error:
         missing = "cannot be downloaded, and " if download else ""
-        raise LvdError(f"the VAE of {info.pipeline} {missing}is not on this machine") from error
+        raise LvdError(f"the VAE of {origin.pipeline} {missing}is not on this machine") from error
     if type(vae).__name__ != "AutoencoderKL":
-        raise LvdError(f"{type(vae).__name__} of {info.pipeline} does not decode single frames")
+        raise LvdError(f"{type(vae).__name__} of {origin.pipeline} does not decode single frames")
     return vae.eval()
 
 

@@ -61,7 +61,7 @@ def decoding_device(accelerator: str) -> torch.device:
 def _make(capture: CaptureReader, step: int, shape: FrameShape, path: Path, device: torch.device) -> None:
     samples = len(capture.samples)
     disk.need(path.parent, shape.bytes_of(samples), f"decoding step {step} to frames")
-    vae = load_vae(capture.info, download=True).to(device)
+    vae = load_vae(capture.info.origin, download=True).to(device)
     latents = capture.step(step)
     path.with_suffix(".json").unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.tmp")  # of one process: it holds the lock

@@ -75,14 +75,14 @@ def write_missing_previews(capture: CaptureReader, device: torch.device | None =
     if not missing:
         return 0
     try:
-        vae = load_vae(capture.info, download=True).to(device or torch.device("cpu"))
+        vae = load_vae(capture.info.origin, download=True).to(device or torch.device("cpu"))
     except LvdError as error:
         raise LvdError(
             f"{len(missing)} of {len(capture.samples)} samples of {capture.directory} have no preview, and "
             f"{error}: capture with preview=true"
         ) from error
     latents = capture.step(capture.info.stored_steps - 1)
-    rate = frames_a_second(capture.info.call)
+    rate = frames_a_second(capture.info.origin.call)
     with (
         disk.errors_as_sentences(capture.directory),
         progress("decoding previews", len(missing), "videos") as advance,

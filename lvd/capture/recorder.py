@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvd.capture.inputs import load_inputs
 from lvd.capture.preview import frames_a_second, write_preview
-from lvd.capture.source import Source, load_pipeline
+from lvd.capture.source import Source, capture_info, load_pipeline, origin_of
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import CaptureInfo, Sample
@@ -208,15 +208,15 @@ def _sample_batch(
 def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> CaptureInfo:
     source = job.source
     pipeline_class = type(pipe).__name__
-    return source.info(
+    origin = origin_of(
+        source,
         pipeline_class,
         pipe.scheduler,
         latent_shape,
         fingerprint=fingerprint(pipe),
         layout=layout_of(pipeline_class, source.layout),
-        recorded_steps=job.recorded_steps,
-        parts=source.parts(),
         layout_given=is_given(pipeline_class, source.layout),
         step_caches=step_caches(pipe),
         weights=weights_digests(pipe) if job.weights else {},
     )
+    return capture_info(source, origin, recorded_steps=job.recorded_steps, parts=source.parts())

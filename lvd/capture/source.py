@@ -10,6 +10,7 @@ import torch
 from lvd.errors import LvdError
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo
 from lvd.sampling.fingerprint import Pipeline, denoisers, plain_config
+from lvd.sampling.origin import Origin
 from lvd.sampling.pipelines import check_class, check_supported, layout_of
 from lvd.sampling.x0 import Scheduler
 
@@ -52,28 +53,6 @@ class Source:
             "parts": self.parts(),
         }
 
-    def info(
-        self, pipeline_class: str, scheduler: Scheduler, latent_shape: Sequence[int], **others: Any
-    ) -> CaptureInfo:
-        """capture.json of x0 `[C, F, H, W]` that was made so; `others` are its further fields."""
-        channels, frames, height, width = latent_shape
-        return CaptureInfo(
-            format_version=FORMAT_VERSION,
-            pipeline=self.path,
-            revision=self.revision,
-            pipeline_class=pipeline_class,
-            call=self.call,
-            scheduler=type(scheduler).__name__,
-            scheduler_config=plain_config(scheduler.config),
-            steps=self.steps,
-            guidance=self.guidance,
-            latent_shape=(channels, frames, height, width),
-            dtype="float16",
-            category_names=self.category_names,
-            versions={name: version(name) for name in ("lvd", "torch", "diffusers", "transformers")},
-            **others,
-        )
-
     def parts(self) -> dict[str, Any]:
         """What goes into the pipeline besides its repository."""
         parts = {
@@ -83,6 +62,37 @@ class Source:
             "step_cache": self.step_cache,
         }
         return {name: part for name, part in parts.items() if part}
+
+
+def origin_of(
+    source: Source, pipeline_class: str, scheduler: Scheduler, latent_shape: Sequence[int], **found: Any
+) -> Origin:
+    """How x0 `[C, F, H, W]` was made; `found` are the fields that the pipeline itself tells."""
+    channels, frames, height, width = latent_shape
+    return Origin(
+        pipeline=source.path,
+        revision=source.revision,
+        pipeline_class=pipeline_class,
+        call=source.call,
+        scheduler=type(scheduler).__name__,
+        scheduler_config=plain_config(scheduler.config),
+        steps=source.steps,
+        guidance=source.guidance,
+        latent_shape=(channels, frames, height, width),
+        **found,
+    )
+
+
+def capture_info(source: Source, origin: Origin, **others: Any) -> CaptureInfo:
+    """capture.json of x0 that was made so, as float16; `others` are its further fields."""
+    return CaptureInfo(
+        format_version=FORMAT_VERSION,
+        origin=origin,
+        dtype="float16",
+        category_names=source.category_names,
+        versions={name: version(name) for name in ("lvd", "torch", "diffusers", "transformers")},
+        **others,
+    )
 
 
 def load_pipeline(source: Source) -> Pipeline:

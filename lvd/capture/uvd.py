@@ -10,15 +10,16 @@ from torch import Tensor
 from lvd.capture.labels import read_uvd_labels, with_splits
 from lvd.capture.prompts import PromptsFile, row_seed
 from lvd.capture.repair import DdimStep, ddim_steps, fitting_config, repair
-from lvd.capture.source import Source, load_pipeline
+from lvd.capture.source import Source, capture_info, load_pipeline, origin_of
 from lvd.capture.table import Row
 from lvd.capture.torch_file import open_tensor, read_numbers
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
-from lvd.latents.format import X_PREV, X_T, CaptureInfo, Sample
+from lvd.latents.format import CaptureInfo, Sample
 from lvd.latents.splits import default_prompt_id
 from lvd.progress import progress
 from lvd.sampling.fingerprint import fingerprint
+from lvd.sampling.origin import X_PREV, X_T
 from lvd.sampling.pipelines import LAYOUT_OF
 from lvd.sampling.x0 import Scheduler
 
@@ -156,8 +157,8 @@ def import_uvd(
         print(f"{len(chosen) - len(categories)} videos in no column of {labels} are taken as safe")
     if len(chosen) < len(run.x0):
         print(f"{len(run.x0) - len(chosen)} videos in no column of {labels} were left out")
-    if info.x0_from != X_T:
-        print(f"x0 is computed from {info.x0_from}, as the paper's code does: pred_xt=... repairs it")
+    if info.origin.x0_from != X_T:
+        print(f"x0 is computed from {info.origin.x0_from}, as the paper's code does: pred_xt=... repairs it")
 
 
 def _write(
@@ -233,13 +234,18 @@ def _describe(source: Source, run: _Run, safe: _Run | None) -> tuple[Scheduler, 
     files = {"pred_x0": run.files.pred_x0, "pred_xt": run.files.pred_xt}
     if safe is not None:
         files |= {"safe_x0": safe.files.pred_x0, "safe_xt": safe.files.pred_xt}
-    return scheduler, source.info(
+    origin = origin_of(
+        source,
         pipeline_class,
         scheduler,
         run.x0.shape[2:],
         fingerprint=networks,
         layout=source.layout or LAYOUT_OF.get(pipeline_class, "BCFHW"),
         x0_from=X_PREV if run.xt is None else X_T,
+    )
+    return scheduler, capture_info(
+        source,
+        origin,
         imported={name: path.stat().st_size for name, path in files.items() if path is not None},
     )
 

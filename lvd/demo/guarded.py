@@ -90,7 +90,7 @@ def show(
     guard: Guard, pipe: Any, recogniser: Recogniser, sample: Sample, seed: int, *, guard_first: bool
 ) -> Shown:
     """Sample one prompt with and without the guard, in either order."""
-    info = guard.bundle.info
+    origin = guard.bundle.info.origin
     timed: dict[str, tuple[float, Any]] = {}
     for way in ("guarded", "unguarded") if guard_first else ("unguarded", "guarded"):
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -102,7 +102,7 @@ def show(
                 prompt=[sample.prompt],
                 generator=generator,
                 output_type="np",
-                **call_arguments(pipe, info.steps, info.guidance, info.call, 1),
+                **call_arguments(pipe, origin.steps, origin.guidance, origin.call, 1),
             ).frames[0]
         timed[way] = time.perf_counter() - started, out
     guarded_seconds, result = timed["guarded"]

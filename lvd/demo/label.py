@@ -33,7 +33,7 @@ def look(capture: CaptureReader, vae: Any, recogniser: Recogniser) -> list[Verdi
     Raises:
         LvdError: the capture does not have the last step.
     """
-    last = capture.step(capture.info.steps - 1)
+    last = capture.step(capture.info.origin.steps - 1)
     verdicts: list[Verdict] = []
     with progress("looking", len(last), "videos") as advance:
         for start in range(0, len(last), _BATCH):
@@ -88,7 +88,7 @@ def main() -> int:
         capture = CaptureReader(args.capture)
         if set(capture.info.category_names) != set(CATEGORY_NAMES):
             raise LvdError(f"{args.capture} needs the demo's categories: {', '.join(CATEGORY_NAMES)}")
-        verdicts = look(capture, load_vae(capture.info), load_recogniser())
+        verdicts = look(capture, load_vae(capture.info.origin), load_recogniser())
         output = args.output or args.capture / "labels.csv"
         write_labels(output, capture.samples, verdicts)
         print(report(capture.samples, verdicts))

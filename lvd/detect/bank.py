@@ -74,7 +74,7 @@ def step_features(capture: CaptureReader, trunk_dir: Path, trunk_sha256: str, st
             pass  # made again below
 
     trunk = load_trunk(trunk_dir)
-    if trunk.encoder.config.latent_shape != capture.info.latent_shape:
+    if trunk.encoder.config.latent_shape != capture.info.origin.latent_shape:
         raise LvdError(f"{trunk_dir} was trained on latents {trunk.encoder.config.latent_shape}, not these")
     latents = capture.step(step)
     parts = []
@@ -157,7 +157,7 @@ def step_check(
         for name in capture.info.category_names
     ]
     if any(isinstance(detector, PixelDetector) for detector in detectors):
-        vae = load_vae(capture.info).to(device)
+        vae = load_vae(capture.info.origin).to(device)
     heads = any(isinstance(detector, HeadDetector) for detector in detectors)
     trunk = load_trunk(run / "trunk") if heads else None
     network = Detectors(trunk, {step: StepDetectors(detectors, decode)}).eval().to(device)

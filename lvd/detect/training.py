@@ -72,7 +72,7 @@ def train_trunk(
     train_rows = labelled_rows(capture.samples, "train")
     steps = capture.info.stored_steps
 
-    trunk = Trunk(EncoderConfig.fitted(setup.encoder, capture.info.latent_shape), steps, len(names))
+    trunk = Trunk(EncoderConfig.fitted(setup.encoder, capture.info.origin.latent_shape), steps, len(names))
     statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
     trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
     trunk.std.copy_(torch.stack([std for _, std in statistics]))
@@ -137,7 +137,7 @@ def train_detector(
     if pretrained is not None:
         detector = pretrained.detector()
     elif digest is None:
-        detector = NetworkDetector(EncoderConfig.fitted(setup.encoder, capture.info.latent_shape))
+        detector = NetworkDetector(EncoderConfig.fitted(setup.encoder, capture.info.origin.latent_shape))
         mean, std = channel_statistics(latents, train[0])
         detector.mean.copy_(mean)
         detector.std.copy_(std)

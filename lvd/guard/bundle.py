@@ -10,7 +10,7 @@ manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the 
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from lvd.detect.files import NetworkFiles, parse_detector, parse_trunk
 from lvd.detect.network import HeadDetector, NetworkDetector, PixelDetector
 from lvd.errors import LvdError
 from lvd.guard.pointer import pointed_to
-from lvd.latents.format import X_T, has_fields, step_name
+from lvd.latents.format import has_fields, step_name
+from lvd.sampling.origin import Origin
 
 BUNDLE_VERSION = 2
 _VOTES_VERSION = 1  # eta, lam and threshold stood where the rule stands now
@@ -39,22 +40,13 @@ class BundleInfo:
     format_version: int
     rule: Rule
     category_names: tuple[str, ...]
-    pipeline: str
-    revision: str | None
-    pipeline_class: str
-    fingerprint: dict[str, str]
-    scheduler: str
-    scheduler_config: dict[str, Any]
-    layout: str
-    steps: int
-    guidance: float | None
-    call: dict[str, Any]
-    latent_shape: tuple[int, int, int, int]  # C, F, H, W
+    origin: Origin  # its fields are bundle.json's own
     measured: dict[str, Any]  # the rates in summary.json of the evaluation that exported it, and on what
-    x0_from: str = X_T  # the latent that the detectors' x0 was computed from
-    layout_given: bool = False  # by hand: lvd does not know the pipeline's class
-    step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
-    weights: dict[str, str] = field(default_factory=dict)  # digests of the networks', or not known
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of bundle.json."""
+        own = {name: value for name, value in vars(self).items() if name != "origin"}
+        return {**vars(self.origin), **own, "rule": self.rule.as_json()}
 
 
 @dataclass(frozen=True)
@@ -183,18 +175,13 @@ def _parse_info(directory: Path, data: bytes) -> BundleInfo:
             raw["rule"] = {"kind": Vote.kind, **{key: raw.pop(key) for key in ("eta", "lam", "threshold")}}
         elif raw["format_version"] != BUNDLE_VERSION:
             raise ValueError
-        if not has_fields(raw, BundleInfo):
+        origin, own = Origin.split(raw)
+        own["origin"] = origin
+        if not has_fields(own, BundleInfo):
             raise ValueError
-        names = tuple(raw["category_names"])
-        channels, frames, height, width = raw["latent_shape"]
-        return BundleInfo(
-            **{
-                **raw,
-                "rule": _parse_rule(raw["rule"], len(names)),
-                "latent_shape": (channels, frames, height, width),
-                "category_names": names,
-            }
-        )
+        names = tuple(own["category_names"])
+        rule = _parse_rule(own["rule"], len(names))
+        return BundleInfo(**{**own, "rule": rule, "category_names": names})
     except (AttributeError, KeyError, LvdError, RecursionError, TypeError, ValueError):
         path = directory / "bundle.json"
         raise LvdError(f"{path} is not of a bundle version up to {BUNDLE_VERSION}") from None

@@ -59,7 +59,7 @@ def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> di
         return network
 
     files = {
-        "bundle.json": canonical({**vars(info), "rule": info.rule.as_json()}),
+        "bundle.json": canonical(info.fields()),
         "README.md": model_card(info).encode(),
     }
     trunk_sha256 = None

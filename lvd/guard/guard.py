@@ -22,7 +22,7 @@ import torch
 
 from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
-from lvd.guard.admission import refuse_mismatches, session_mismatches
+from lvd.guard.admission import refuse_mismatches
 from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, load_bundle
 from lvd.guard.decision import Decision, Mode
@@ -139,13 +139,13 @@ class Guard:
             LvdError: an argument is out of range, or the sampling differs and that is not allowed.
         """
         info = self.bundle.info
-        steps = info.steps if steps is None else steps
+        steps = info.origin.steps if steps is None else steps
         if samples < 1 or steps < 1:
             raise LvdError(f"a session of {samples} samples and {steps} steps: there must be one at least")
         prompts = list(prompts) or [""] * samples
         if len(prompts) != samples:
             raise LvdError(f"there are {len(prompts)} prompts for {samples} samples")
-        found = session_mismatches(info, steps) if mismatches is None else mismatches
+        found = info.origin.session_mismatches(steps) if mismatches is None else mismatches
         refuse_mismatches(found, allowed=self._options.allow_mismatch)
         return Session(
             info,

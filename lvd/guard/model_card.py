@@ -8,7 +8,7 @@ from lvd.guard.bundle import BundleInfo
 
 
 def model_card(info: BundleInfo) -> str:
-    measured = info.measured
+    measured, origin = info.measured, info.origin
     rates = "\n".join(
         f"| {title} | {rate_text(measured[key])} | {interval_text(measured[f'{key}_ci'])} |"
         for title, key in (
@@ -32,10 +32,10 @@ def model_card(info: BundleInfo) -> str:
     template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
     return template.format(
         **{
-            **vars(info),
-            "latent_shape": list(info.latent_shape),
-            "guidance": "its own" if info.guidance is None else info.guidance,
-            "layout": f"{info.layout}, given by hand" if info.layout_given else info.layout,
+            **info.fields(),
+            "latent_shape": list(origin.latent_shape),
+            "guidance": "its own" if origin.guidance is None else origin.guidance,
+            "layout": f"{origin.layout}, given by hand" if origin.layout_given else origin.layout,
         },
         deciding_steps=info.rule.steps,
         rule_in_words=info.rule.in_words(),

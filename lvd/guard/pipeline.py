@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.guard.admission import pipeline_mismatches, refuse_arguments, repeats_of
+from lvd.guard.admission import refuse_arguments, repeats_of
 from lvd.guard.decision import Decision
 from lvd.guard.session import OnStep, Session
 from lvd.sampling.call import call_arguments, prompt_argument
@@ -42,7 +42,7 @@ def call_under_guard(
     wait_seconds: float,
 ) -> GuardResult:
     """Call `pipe(prompt=prompt, **arguments)` in a session of `guard`, which says what it raises."""
-    info = guard.bundle.info
+    origin = guard.bundle.info.origin
     check_supported(pipe)
     refuse_arguments(pipe, arguments)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
@@ -51,13 +51,13 @@ def call_under_guard(
     if not prompts:
         raise LvdError("there is no prompt: give one, or a list of them")
     call = {key: value for key, value in arguments.items() if value is not None}
-    call = call_arguments(pipe, info.steps, info.guidance, info.call, len(prompts), call)
+    call = call_arguments(pipe, origin.steps, origin.guidance, origin.call, len(prompts), call)
     session = guard.session(
         samples=len(prompts) * repeats_of(arguments),
-        steps=_steps(info.steps, info.call, arguments),
+        steps=origin.steps_of(arguments),
         prompts=[prompt for prompt in prompts for _ in range(repeats_of(arguments))],
         begins_late="strength" in call,
-        mismatches=pipeline_mismatches(info, pipe, arguments),
+        mismatches=origin.mismatches(pipe, arguments),
         on_step=on_step,
         preview=preview,
     )
@@ -96,14 +96,6 @@ def _sample(pipe: Pipeline, call: Mapping[str, Any], session: Session) -> tuple[
     # Stable Video Diffusion alone returns the videos themselves, and no tuple.
     videos = output[0] if isinstance(output, tuple) else output
     return videos, session.close(videos=len(videos))
-
-
-def _steps(captured: int, captured_call: Mapping[str, Any], arguments: Mapping[str, Any]) -> int:
-    """How many steps run: those of the capture, unless the call asks for another number."""
-    asked: int | None = arguments.get("num_inference_steps")
-    if asked in (None, captured_call.get("num_inference_steps", captured)):
-        return captured
-    return asked
 
 
 def _images(arguments: Mapping[str, Any]) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
-from lvd.guard.admission import refuse_mismatches, scheduler_mismatches
+from lvd.guard.admission import refuse_mismatches
 from lvd.guard.bundle import BundleInfo
 from lvd.guard.decision import Decision, Verdict
 from lvd.guard.options import GuardOptions
@@ -130,7 +130,7 @@ class Session:
         """
         arguments = {"model_output": model_output, "timestep": timestep, "sample": x_t, **options}
         if id(scheduler) not in self._befores:
-            found = scheduler_mismatches(self._info, scheduler)
+            found = self._info.origin.scheduler_mismatches(scheduler)
             refuse_mismatches(found, allowed=self._allow_mismatch)
             self._mismatches += found
             self.clear_when_withheld(scheduler)
@@ -142,7 +142,7 @@ class Session:
             opens_step = call.opens_step
             self._watch.step += opens_step
             self._order.check(call.scheduler, call.timestep, self._watch.step)
-            layout, grid = cast(Layout, self._info.layout), self._info.latent_shape[1:]
+            layout, grid = cast(Layout, self._info.origin.layout), self._info.origin.latent_shape[1:]
             x0 = call.x0(layout, grid)
             self._watch.look_at(x0, call.x_t(layout, grid))  # not in x0 where the network predicts x0 itself
             if opens_step:
@@ -267,7 +267,7 @@ class Session:
 
     def _rows(self) -> int:
         """How long the first axis of a latent is."""
-        frames = self._info.latent_shape[1] if self._info.layout == "(BF)CHW" else 1
+        frames = self._info.origin.latent_shape[1] if self._info.origin.layout == "(BF)CHW" else 1
         return len(self._watch) * frames
 
     @contextmanager

@@ -84,7 +84,7 @@ class Watch:
         Raises:
             LvdError: x0 has another shape than in the capture.
         """
-        expected = (len(self._samples), *self._info.latent_shape)
+        expected = (len(self._samples), *self._info.origin.latent_shape)
         if tuple(x0.shape) != expected:
             raise LvdError(f"x0 has the shape {tuple(x0.shape)}, not {expected}")
         for name, latent in (("x0", x0), ("x_t", x_t)):
@@ -146,9 +146,9 @@ class Watch:
 
     def decisions(self, mismatches: Sequence[str], *, handed_out: bool) -> list[Decision]:
         """What is said of each sample at the end; nothing is released unless it is `handed_out`."""
-        info = self._info
-        by_hand = f"the layout {info.layout} of {info.pipeline_class} was given by hand, and is not proved"
-        notes = (by_hand,) if info.layout_given else ()
+        info, origin = self._info, self._info.origin
+        by_hand = f"the layout {origin.layout} of {origin.pipeline_class} was given by hand"
+        notes = (f"{by_hand}, and is not proved",) if origin.layout_given else ()
         return [
             Decision(
                 outcome=sample.outcome or "unchecked",

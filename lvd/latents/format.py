@@ -12,19 +12,21 @@ import re
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Never, TextIO
 
 from lvd.errors import LvdError
+from lvd.sampling.origin import Origin
 
 FORMAT_VERSION = 2  # of capture.json and samples.csv; version 1 is read
 MANIFEST_VERSION = 1
 SPLITS = ("train", "val", "test")
-X_T, X_PREV = "x_t", "x_t-1"  # a step's latent; the one after it, which gives a wrong x0 (lvd/capture/uvd.py)
 SAMPLE_COLUMNS = ("sample_id", "prompt_id", "prompt", "seed", "categories", "split")
 INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
+# The fields of capture.json that came later: the last ones, in its order, and missing in older files.
+_ADDED = ("recorded_steps", "x0_from", "imported", "parts", "layout_given", "step_caches", "weights")
 
 
 class Unlabelled(Enum):
@@ -83,40 +85,32 @@ def label_text(categories: Categories) -> str:
 
 @dataclass(frozen=True)
 class CaptureInfo:
-    """capture.json: how every x0 of the capture was made."""
+    """capture.json: how every x0 of the capture was made, and what is stored of it."""
 
     format_version: int
-    pipeline: str  # repository id or directory
-    revision: str | None
-    pipeline_class: str
-    call: dict[str, Any]  # the arguments of every pipeline call: height, width, num_frames, ...
-    scheduler: str  # class name
-    scheduler_config: dict[str, Any]
-    fingerprint: dict[str, str]  # of the networks that denoise: their classes and configurations
-    layout: str  # the axes of the latent that the scheduler steps
-    steps: int
-    guidance: float | None  # None: as the pipeline is guided by itself
-    latent_shape: tuple[int, int, int, int]  # C, F, H, W
+    origin: Origin
     dtype: str  # of the stored x0
     category_names: tuple[str, ...]
     versions: dict[str, str]
     recorded_steps: int | None = None  # only the first so many steps are stored; None: all of them
-    x0_from: str = X_T  # the latent that x0 was computed from
     imported: dict[str, int] = field(default_factory=dict)  # files it was imported from, and their bytes
     parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
-    layout_given: bool = False  # by hand: lvd does not know the pipeline's class
-    step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
-    weights: dict[str, str] = field(default_factory=dict)  # digests of the networks', or not known
 
     @property
     def stored_steps(self) -> int:
-        """How many steps are on disk: steps 0 to `stored_steps` - 1, of the sampler's `steps`."""
-        return self.steps if self.recorded_steps is None else self.recorded_steps
+        """How many steps are on disk: steps 0 to `stored_steps` - 1, of the sampler's `origin.steps`."""
+        return self.origin.steps if self.recorded_steps is None else self.recorded_steps
 
     def steps_text(self) -> str:
         """The stored steps as sentences name them."""
         stored = f"0..{self.stored_steps - 1}"
-        return stored if self.recorded_steps is None else f"{stored} of the sampler's {self.steps}"
+        return stored if self.recorded_steps is None else f"{stored} of the sampler's {self.origin.steps}"
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of capture.json, in the file's order: the origin's stand among the others."""
+        own = {name: value for name, value in vars(self).items() if name != "origin"}
+        found = {"format_version": self.format_version, **vars(self.origin), **own}
+        return found | {name: found.pop(name) for name in _ADDED}
 
     def category_index(self, category: str | int) -> int:
         """The index of a category given by name or index.
@@ -203,18 +197,18 @@ def read_info(capture: Path) -> CaptureInfo:
     if raw.get("format_version") == 1 and "labelled" in raw:  # which samples are, samples.csv says
         raw = {name: value for name, value in raw.items() if name != "labelled"}
         raw["format_version"] = FORMAT_VERSION
-    if raw.get("format_version") != FORMAT_VERSION or not has_fields(raw, CaptureInfo):
-        raise LvdError(f"{path} is not a capture.json of format version 1 to {FORMAT_VERSION}")
-    info = CaptureInfo(**raw)
     try:
-        channels, frames, height, width = info.latent_shape
-        names = tuple(info.category_names)
-        sizes = (channels, frames, height, width, info.steps, info.stored_steps)
-        if any(type(size) is not int or size < 1 for size in sizes) or info.stored_steps > info.steps:
+        origin, own = Origin.split(raw)
+        own["origin"] = origin
+        if own.get("format_version") != FORMAT_VERSION or not has_fields(own, CaptureInfo):
             raise ValueError
-    except (TypeError, ValueError):
+        info = CaptureInfo(**{**own, "category_names": tuple(own["category_names"])})
+        stored = info.stored_steps
+        if type(stored) is not int or not 1 <= stored <= origin.steps:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
         raise LvdError(f"{path} is not a capture.json of format version 1 to {FORMAT_VERSION}") from None
-    return replace(info, latent_shape=(channels, frames, height, width), category_names=names)
+    return info
 
 
 def has_fields(raw: dict[str, Any], kind: type) -> bool:
@@ -230,7 +224,7 @@ def write_info(capture: Path, info: CaptureInfo) -> None:
 
 def info_json(info: CaptureInfo) -> bytes:
     """The content of capture.json."""
-    return _json_bytes(asdict(info))
+    return _json_bytes(info.fields())
 
 
 def read_samples(capture: Path) -> list[Sample]:

@@ -109,7 +109,8 @@ def changed_frames(capture: Path) -> Iterator[Path]:
 
 
 def _origin(capture: CaptureReader) -> tuple[str, str, str | None]:
-    return capture.latents_digest, capture.info.pipeline, capture.info.revision
+    origin = capture.info.origin
+    return capture.latents_digest, origin.pipeline, origin.revision
 
 
 def _read_record(path: Path) -> FramesRecord | None:

@@ -49,7 +49,10 @@ class CaptureReader:
         if not shards:
             raise LvdError(f"capture {self.directory} has no step {step}: it has {self.info.steps_text()}")
         return StepReader(
-            self.directory, shards, self.info.latent_shape, [sample.sample_id for sample in self.samples]
+            self.directory,
+            shards,
+            self.info.origin.latent_shape,
+            [sample.sample_id for sample in self.samples],
         )
 
 

@@ -99,7 +99,7 @@ def _shard(
     if whole and file_sha256(path) == shard.sha256:
         if info is not None and ids is not None:  # it is as it was written; is it what it should be?
             try:
-                map_shard(capture, shard, info.latent_shape, ids)
+                map_shard(capture, shard, info.origin.latent_shape, ids)
             except LvdError as error:
                 yield Finding(shard.path, str(error).replace(str(path), "it"), tuple(ids))
         return
@@ -118,6 +118,6 @@ def _shard(
 
 def _changed_rows(capture: Path, shard: Shard, info: CaptureInfo, ids: Sequence[str]) -> list[int]:
     """The rows of a changed shard whose x0 is not what was written, by their checksums."""
-    x0 = map_shard(capture, shard, info.latent_shape, ids)
+    x0 = map_shard(capture, shard, info.origin.latent_shape, ids)
     checksums = read_checksums(capture / shard.path, shard.count)
     return [row for row, checksum in enumerate(checksums) if zlib.crc32(x0[row]) != checksum]

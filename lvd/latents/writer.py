@@ -62,7 +62,7 @@ def begin(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
         # Library versions may differ between a capture and its continuation, nothing else.
         # Whether the layout was given by hand follows from the others, and captures from before do not say.
         free = ("versions", "layout_given")
-        fixed = {name: value for name, value in vars(info).items() if name not in free}
+        fixed = {name: value for name, value in info.fields().items() if name not in free}
         check_same(capture, fixed, samples)
         return
     write_samples(capture, samples)
@@ -75,11 +75,11 @@ def check_same(capture: Path, settings: dict[str, Any], samples: Sequence[Sample
     Raises:
         LvdError: names the first setting or sample that differs.
     """
-    begun = read_info(capture)
+    begun = read_info(capture).fields()
     for name, value in settings.items():
-        if getattr(begun, name) != value:
+        if begun[name] != value:
             raise LvdError(
-                f"capture {capture} exists with {name}={getattr(begun, name)!r}, not {value!r}: "
+                f"capture {capture} exists with {name}={begun[name]!r}, not {value!r}: "
                 "give the settings it was begun with, or another name"
             )
     asked = [_made_from(sample) for sample in samples]
@@ -162,7 +162,7 @@ def finish(capture: Path) -> None:
 def _write_step(
     capture: Path, info: CaptureInfo, step: int, order: Sequence[str], places: Sequence[tuple[Batch, int]]
 ) -> list[Shard]:
-    sample_bytes = 2 * int(np.prod(info.latent_shape))
+    sample_bytes = 2 * int(np.prod(info.origin.latent_shape))
     disk.need(
         capture,
         len(order) * (sample_bytes + 8 + max(len(sample_id.encode()) for sample_id in order)) + 2**16,
@@ -173,7 +173,7 @@ def _write_step(
     for number, start in enumerate(range(0, len(order), per_shard)):
         here = slice(start, start + per_shard)
         path = capture / step_name(step) / f"shard_{number:04d}.h5"
-        _write_shard(path, order[here], step, places[here], info.latent_shape)
+        _write_shard(path, order[here], step, places[here], info.origin.latent_shape)
         shards.append(
             Shard(
                 path=str(path.relative_to(capture)),

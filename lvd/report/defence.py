@@ -57,7 +57,7 @@ def write_report(
     decides. `cells` has a row a detector; `problems` name the missing ones, `notes` say what the rates are
     not of, and which rule could not be had; `compared` is the section that lays it beside other runs.
     """
-    names, sampler_steps = capture.info.category_names, capture.info.steps
+    names, sampler_steps = capture.info.category_names, capture.info.origin.steps
     rules = [each for each, _, _ in measured]
     vote = next(each for each in rules if isinstance(each, Vote))
     (chosen,) = (summary for each, summary, _ in measured if each is rule)
@@ -301,14 +301,14 @@ def _examples(
     """Decoded x0 of some test samples: mistakes first, then right decisions of each kind."""
     title = "Failures to look at"
     try:
-        vae = load_vae(capture.info)
+        vae = load_vae(capture.info.origin)
     except LvdError as error:
         return Section(title, f"Not shown: {error}.", [])
     decisions = rule.decide(test.scores_NSK)
     is_safe_N = np.all([each.decide(test.scores_NSK).safe for each in rules], axis=0)
     steps = np.unique(np.linspace(0, test.flags.steps - 1, _SHOWN_STEPS).round().astype(int)).tolist()
     readers = [capture.step(step) for step in steps]
-    middle = capture.info.latent_shape[1] // 2
+    middle = capture.info.origin.latent_shape[1] // 2
     chosen = _chosen_examples(test, rule, count)
     body = []
     for place in chosen:
@@ -402,7 +402,7 @@ def _verdict(test: Scored, rule: Rule, decisions: Decisions, place: int, capture
     kind = "Caught" if is_unsafe else "Wrongly blocked"
     return (
         f"{kind}: labelled {label}, decided unsafe (named {named}), stopped at step {step} "
-        f"({step + 1} of {capture.info.steps} steps run)"
+        f"({step + 1} of {capture.info.origin.steps} steps run)"
     )
 
 
@@ -468,14 +468,14 @@ def _lead(rule: Rule, summary: Summary, test: Scored, sampler_steps: int) -> str
 def _tested_rows(
     capture: CaptureReader, rule: Rule, val: Scored, test: Scored, problems: Sequence[str]
 ) -> list[SummaryRow]:
-    info = capture.info
-    of_category = zip(info.category_names, test.categories_NK.sum(axis=0), strict=True)
+    origin = capture.info.origin
+    of_category = zip(capture.info.category_names, test.categories_NK.sum(axis=0), strict=True)
     counts = ", ".join(f"{name} {count}" for name, count in of_category)
     detectors = test.scores_NSK.shape[1] * test.scores_NSK.shape[2]
     return [
         ("Test samples", str(len(test.samples)), f"{_mix(test)}: {counts}"),
         ("Val samples", str(len(val.samples)), f"{_mix(val)}; what a rule leaves open is set on them"),
-        ("Steps of the sampler", str(info.steps), f"{info.pipeline}, {info.scheduler}"),
+        ("Steps of the sampler", str(origin.steps), f"{origin.pipeline}, {origin.scheduler}"),
         (
             "Detectors",
             str(detectors - len(problems)),

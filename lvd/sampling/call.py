@@ -24,10 +24,21 @@ def call_arguments(
     Raises:
         LvdError: the pipeline does not take what it should be given.
     """
-    arguments = {"num_inference_steps": steps, **guidance_argument(pipe, guidance), **call, **(given or {})}
+    arguments = {**own_arguments(pipe, steps, guidance, call), **(given or {})}
     if isinstance(arguments.get("negative_prompt"), str) and not makes_one(pipe):  # most take one a prompt
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * samples
     return arguments
+
+
+def own_arguments(
+    pipe: Pipeline, steps: int, guidance: float | None, call: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a capture's calls that are the same for all its samples.
+
+    Raises:
+        LvdError: the pipeline takes no guidance scale, and one is given.
+    """
+    return {"num_inference_steps": steps, **guidance_argument(pipe, guidance), **call}
 
 
 def guidance_argument(pipe: Pipeline, guidance: float | None) -> dict[str, float]:

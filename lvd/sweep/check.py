@@ -79,7 +79,7 @@ def frames_problem(capture: Path, steps: Iterable[int], shape: FrameShape, *, el
         ]
     if not elsewhere:
         try:
-            load_vae(reader.info, download=True)
+            load_vae(reader.info.origin, download=True)
         except LvdError as error:
             return [f"{error}: frames cannot be decoded"]
     return []

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class TrainedOn:
 
 def origin_of(info: CaptureInfo) -> dict[str, Any]:
     """Everything in capture.json that its latents depend on, and the names of the categories."""
-    origin = {key: value for key, value in asdict(info).items() if key not in _NO_ORIGIN}
+    origin = {key: value for key, value in info.fields().items() if key not in _NO_ORIGIN}
     as_stored: dict[str, Any] = json.loads(json.dumps(origin))
     return as_stored
 

@@ -333,7 +333,7 @@ def no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
 def latents(capture: Path) -> np.ndarray[Any, Any]:
     """Bits of x0 `[steps, N, C, F, H, W]`."""
     reader = CaptureReader(capture)
-    steps = range(reader.info.steps)
+    steps = range(reader.info.origin.steps)
     return np.stack([reader.step(step).read(range(len(reader.samples))) for step in steps]).view(np.uint16)
 
 
@@ -361,10 +361,10 @@ def test_every_sample_and_every_step_is_its_own(recorded: Path) -> None:
 def test_a_capture_says_how_it_was_made(recorded: Path, source: Source) -> None:
     info = read_info(recorded)
     assert read_samples(recorded) == six_samples()
-    assert {name: getattr(info, name) for name in source.settings()} == source.settings()
-    assert (info.pipeline_class, info.scheduler) == ("AnimateDiffPipeline", "DDIMScheduler")
-    assert info.scheduler_config["beta_end"] == 0.012
-    assert (info.latent_shape, info.dtype) == ((4, 4, 8, 8), "float16")
+    assert {name: info.fields()[name] for name in source.settings()} == source.settings()
+    assert (info.origin.pipeline_class, info.origin.scheduler) == ("AnimateDiffPipeline", "DDIMScheduler")
+    assert info.origin.scheduler_config["beta_end"] == 0.012
+    assert (info.origin.latent_shape, info.dtype) == ((4, 4, 8, 8), "float16")
     assert info.versions["torch"] == torch.__version__
 
 

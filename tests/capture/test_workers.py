@@ -154,7 +154,7 @@ def test_the_first_steps_are_those_of_a_whole_capture(command: Shell, settings: 
     assert ran.code == 0, ran.err
     assert "steps 0..1 of the sampler's 3" in " ".join(ran.out.split())
     whole, first = (command.directory / "captures" / name for name in ("all", "first"))
-    assert (read_info(first).steps, read_info(first).recorded_steps) == (3, 2)
+    assert (read_info(first).origin.steps, read_info(first).recorded_steps) == (3, 2)
     assert read_info(whole).recorded_steps is None
     for step in range(2):
         both = [CaptureReader(capture).step(step).read(range(VIDEOS)) for capture in (whole, first)]
@@ -199,7 +199,7 @@ def test_a_run_on_the_first_steps_is_trained_measured_and_guards(
         evaluate_runs(first_steps, [run], recipe)
     (measured,), _ = evaluate_runs(first_steps, [run], replace(recipe, eta=3))
     assert measured.bundle is not None
-    assert load_bundle(run / "bundle", measured.bundle).info.steps == 10
+    assert load_bundle(run / "bundle", measured.bundle).info.origin.steps == 10
 
 
 def test_what_is_saved_counts_the_samplers_steps() -> None:

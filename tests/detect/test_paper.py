@@ -167,7 +167,7 @@ def test_scores_are_the_softmax_of_the_classifier_on_decoded_frames(
     scores, _ = score_step(reader, train.run_dir, None, 1, rows, {"beta": "not looked at"})
     detector = load_detector(train.run_dir / "alpha" / "step_01" / "detector", None)
     assert isinstance(detector, PixelDetector)
-    vae = load_vae(reader.info)
+    vae = load_vae(reader.info.origin)
     processor = VideoMAEImageProcessorPil(
         size={"shortest_edge": 16},
         crop_size={"height": 16, "width": 16},
@@ -254,7 +254,9 @@ def test_a_step_that_was_interrupted_is_decoded_again(few: Path, monkeypatch: py
             step_frames(reader, 1, SHAPE)
     assert open_frames(reader, 1, SHAPE) is None
     frames = step_frames(reader, 1, SHAPE)
-    expected = decode_clips(load_vae(reader.info), torch.from_numpy(reader.step(1).read(range(20))), SHAPE)
+    expected = decode_clips(
+        load_vae(reader.info.origin), torch.from_numpy(reader.step(1).read(range(20))), SHAPE
+    )
     assert np.array_equal(frames.read(range(20)), expected.numpy())
     assert verify(few) == []
 

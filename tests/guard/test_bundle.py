@@ -155,7 +155,7 @@ def test_a_bundle_answers_as_the_detectors_of_its_run(
     detectors = load_bundle(tmp_path / "bundle").detectors
     assert not detectors.training
     trunk = load_trunk(run / "trunk") if kind != "networks" else None
-    x0 = torch.randn(5, *info.latent_shape, generator=torch.Generator().manual_seed(0)).half()
+    x0 = torch.randn(5, *info.origin.latent_shape, generator=torch.Generator().manual_seed(0)).half()
     with torch.inference_mode():
         for step in range(ETA):
             logits = detectors(step, x0)

@@ -1206,6 +1206,7 @@ from lvd.guard import AuditLog, Guard
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
 from lvd.guard.export import export_bundle
 from lvd.sampling.fingerprint import fingerprint
+from lvd.sampling.origin import Origin
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]
 
@@ -1245,9 +1246,11 @@ def outcome(pipe, bias):
     save_detector(folder / "run/bad/step_00/detector", detector, {}, None)
     info = BundleInfo(
         format_version=BUNDLE_VERSION, rule=Vote(1, 1.0, 0.5), category_names=("bad",),
-        pipeline="", revision=None, pipeline_class="Pipeline", fingerprint=fingerprint(pipe),
-        scheduler="DDIMScheduler", scheduler_config=dict(pipe.scheduler.config), layout="BCFHW", steps=6,
-        guidance=5.0, call={}, latent_shape=(2, 4, 8, 8),
+        origin=Origin(
+            pipeline="", revision=None, pipeline_class="Pipeline", fingerprint=fingerprint(pipe),
+            scheduler="DDIMScheduler", scheduler_config=dict(pipe.scheduler.config), layout="BCFHW", steps=6,
+            guidance=5.0, call={}, latent_shape=(2, 4, 8, 8),
+        ),
         measured={
             "n_test": 0, "per_category": {}, "n_left_out": 0, "capture": "one", "trained_on": "one",
             "attribution": {"n": 0}, "caught_in_words": "", "blocked_in_words": "",

@@ -59,6 +59,7 @@ from support.pipeline_runs import (
     left_behind,
     random_bundle,
     tiny_source,
+    with_origin,
     write_prompts,
 )
 from support.pipelines import TINY, Tiny, picture
@@ -88,9 +89,9 @@ def by_name(name: str) -> Tiny:
 )
 def test_a_pipeline_is_captured_and_guarded(tiny: Tiny, tmp_path: Path) -> None:
     captured = capture(tiny, tmp_path)
-    assert captured.info.pipeline_class == tiny.pipeline_class
-    assert captured.info.latent_shape == tiny.latent_shape
-    assert captured.info.layout == LAYOUT_OF[tiny.pipeline_class]
+    assert captured.info.origin.pipeline_class == tiny.pipeline_class
+    assert captured.info.origin.latent_shape == tiny.latent_shape
+    assert captured.info.origin.layout == LAYOUT_OF[tiny.pipeline_class]
     assert is_what_it_heard(captured)
     assert ends_on_its_last_x0(captured)
 
@@ -183,11 +184,11 @@ def test_with_a_layout_by_hand_it_is_captured_and_capture_bundle_and_guard_say_s
     with pytest.raises(LvdError, match="WanPipeline is not proved to work"):
         capture(unknown_wan, tmp_path)
     captured = capture(replace(unknown_wan, layout="BCFHW"), tmp_path)
-    assert captured.info.layout_given
+    assert captured.info.origin.layout_given
     assert json.loads((captured.capture / "capture.json").read_text())["layout_given"] is True
 
     bundle = random_bundle(captured.info, 1 - 1e-9)
-    assert bundle.info.layout_given
+    assert bundle.info.origin.layout_given
     (decision, _) = captured.guarded(Guard(bundle), captured.batches()[0]).decisions
     assert decision.outcome == "safe"
     assert decision.mismatches == ()
@@ -198,7 +199,7 @@ def test_with_a_layout_by_hand_it_is_captured_and_capture_bundle_and_guard_say_s
 
 def export_bundle_of(info: CaptureInfo, directory: Path) -> Path:
     """The bundle of a run with one untrained detector."""
-    encoder = EncoderConfig(info.latent_shape, width=8, layers=1, heads=1, patch=2, tubelet=1)
+    encoder = EncoderConfig(info.origin.latent_shape, width=8, layers=1, heads=1, patch=2, tubelet=1)
     for name in ("alpha", "beta"):
         save_detector(directory / "run" / name / "step_00" / "detector", NetworkDetector(encoder), {}, None)
     made_for = replace(random_bundle(info, 0.5).info, rule=Vote(1, 0.5, 0.5), measured=MEASURED)
@@ -212,7 +213,7 @@ def test_a_layout_that_is_the_class_s_own_is_not_by_hand_and_old_captures_do_not
     raw = json.loads(path.read_text())
     assert raw.pop("layout_given") is False
     path.write_text(json.dumps(raw))
-    assert read_info(captured.capture).layout_given is False
+    assert read_info(captured.capture).origin.layout_given is False
 
 
 def test_every_video_class_of_diffusers_is_supported_or_refused_with_a_reason() -> None:
@@ -406,7 +407,7 @@ def test_a_cache_that_the_capture_had_is_asked_for(cache: str) -> None:
     known = step_caches(pipe)
     assert known == json.loads(json.dumps(known))
     bundle = random_guarded(pipe)
-    guard = Guard(replace(bundle, info=replace(bundle.info, step_caches=known)))
+    guard = Guard(with_origin(bundle, step_caches=known))
     with pytest.raises(Passed):
         guard(pipe, prompt="one")
     pipe.transformer.disable_cache()
@@ -420,7 +421,7 @@ def test_another_option_of_a_cache_is_refused() -> None:
     bundle = random_guarded(pipe)
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
     known = {"transformer": {"config": "FirstBlockCacheConfig", "threshold": 0.2}}
-    guard = Guard(replace(bundle, info=replace(bundle.info, step_caches=known)))
+    guard = Guard(with_origin(bundle, step_caches=known))
     with pytest.raises(LvdError, match=r"the transformer's step cache's threshold is 0\.1, not 0\.2"):
         guard(pipe, prompt="one")
 
@@ -433,8 +434,8 @@ def test_a_capture_records_its_cache_and_its_guard_works_under_the_same(tmp_path
     (tmp_path / "cached").mkdir()
     cached = capture(replace(tiny, step_cache=step_cache), tmp_path / "cached")
     assert cached.info.parts == {"step_cache": step_cache}
-    assert cached.info.step_caches == step_caches(cached.pipe)
-    assert cached.info.step_caches["transformer"].items() >= step_cache.items()
+    assert cached.info.origin.step_caches == step_caches(cached.pipe)
+    assert cached.info.origin.step_caches["transformer"].items() >= step_cache.items()
     assert not torch.equal(cached.x0(), plain.x0())
     assert is_what_it_heard(cached)
 
@@ -612,7 +613,7 @@ def test_a_lora_is_captured_recorded_and_recognised(name: str, network: str, tmp
     (tmp_path / "with").mkdir()
     with_lora = capture(replace(tiny, loras=(lora,)), tmp_path / "with")
     assert with_lora.info.parts == {"loras": [lora]}
-    assert with_lora.info.fingerprint != without.info.fingerprint
+    assert with_lora.info.origin.fingerprint != without.info.origin.fingerprint
     assert not torch.equal(with_lora.x0(), without.x0())
     assert is_what_it_heard(with_lora)
     assert blocked_one_and_left_the_other(guard(with_lora))
@@ -723,8 +724,8 @@ def test_which_of_two_adapters_is_active_is_recognised(lora: Path) -> None:
 
 def test_weights_that_were_recorded_are_compared_at_every_call(tmp_path: Path) -> None:
     captured = capture(by_name("WanPipeline"), tmp_path, weights=True)
-    assert captured.info.weights == weights_digests(captured.pipe)
-    assert list(captured.info.weights) == ["transformer"]
+    assert captured.info.origin.weights == weights_digests(captured.pipe)
+    assert list(captured.info.origin.weights) == ["transformer"]
     batch = captured.batches()[0]
     guard = Guard(random_bundle(captured.info, 1 - 1e-9))
     assert [d.outcome for d in captured.guarded(guard, batch).decisions] == ["safe", "safe"]
@@ -736,7 +737,7 @@ def test_weights_that_were_recorded_are_compared_at_every_call(tmp_path: Path) -
         captured.guarded(guard, batch)
     allowing = Guard(random_bundle(captured.info, 1 - 1e-9), allow_mismatch=True)
     assert {d.mismatches for d in captured.guarded(allowing, batch).decisions} == {(told,)}
-    without = Guard(random_bundle(replace(captured.info, weights={}), 1 - 1e-9))
+    without = Guard(with_origin(random_bundle(captured.info, 1 - 1e-9), weights={}))
     assert [d.outcome for d in captured.guarded(without, batch).decisions] == ["safe", "safe"]
 
 
@@ -773,7 +774,7 @@ def test_of_a_large_network_a_sample_of_each_tensor_is_read(monkeypatch: pytest.
 def test_weights_that_are_elsewhere_are_refused() -> None:
     pipe = by_name("WanPipeline").build()
     bundle = random_guarded(pipe)
-    guard = Guard(replace(bundle, info=replace(bundle.info, weights=weights_digests(pipe))))
+    guard = Guard(with_origin(bundle, weights=weights_digests(pipe)))
     pipe.transformer.to("meta")
     with pytest.raises(LvdError, match="the weights of the transformer cannot be read: "):
         guard(pipe, prompt="one")
@@ -857,8 +858,8 @@ def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Pat
         folder=tmp_path,
     )
     info = read_info(tmp_path / "capture")
-    assert info.latent_shape == tiny.latent_shape
-    assert info.scheduler == source.scheduler or source.scheduler is None
+    assert info.origin.latent_shape == tiny.latent_shape
+    assert info.origin.scheduler == source.scheduler or source.scheduler is None
     assert len(list((tmp_path / "capture" / "preview").glob("*.mp4"))) == 1
 
 
@@ -899,8 +900,8 @@ def test_a_column_of_images_through_the_command_line(
     runpy.run_path(str(CONF.parent / "capture.py"), run_name="__main__")
     assert "2 samples without labels" in " ".join(capsys.readouterr().out.split())
     capture_dir = tmp_path / "elsewhere" / "captures" / "mine"
-    assert read_info(capture_dir).latent_shape == tiny.latent_shape
-    assert list(read_info(capture_dir).weights) == ["transformer"]
+    assert read_info(capture_dir).origin.latent_shape == tiny.latent_shape
+    assert list(read_info(capture_dir).origin.weights) == ["transformer"]
     assert [sample.image for sample in read_samples(capture_dir)] == ["first.png", "second.png"]
 
 

@@ -1,11 +1,10 @@
 """Capture a tiny pipeline, then guard it: what the tests check and `benchmarks/pipeline_table.py` prints."""
 
-import dataclasses
 import functools
 import gc
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,7 +52,7 @@ class Captured:
 
     def x0(self) -> Tensor:
         """`[N, steps, C, F, H, W]` float16, as stored."""
-        steps = [self.reader.step(step).read([0, 1]) for step in range(self.info.steps)]
+        steps = [self.reader.step(step).read([0, 1]) for step in range(self.info.origin.steps)]
         return torch.from_numpy(np.stack(steps, axis=1))
 
     @functools.cached_property
@@ -76,7 +75,8 @@ class Captured:
 
     def sample(self, batch: list[Sample], output_type: str) -> Any:
         """The videos of an unguarded call."""
-        call = call_arguments(self.pipe, self.info.steps, self.info.guidance, self.info.call, len(batch))
+        origin = self.info.origin
+        call = call_arguments(self.pipe, origin.steps, origin.guidance, origin.call, len(batch))
         with torch.random.fork_rng():  # some autoencoders draw from it
             torch.manual_seed(0)
             return self.pipe(**call, **self.arguments(batch), output_type=output_type).frames
@@ -144,22 +144,26 @@ def write_prompts(tiny: Tiny, directory: Path) -> Path:
 def random_bundle(info: CaptureInfo, threshold: float) -> Bundle:
     """Heads with random weights on a random trunk: one flagged step of the first two is enough."""
     torch.manual_seed(1)
-    encoder = EncoderConfig(info.latent_shape, width=16, layers=1, heads=2, patch=2, tubelet=1)
-    trunk = Trunk(encoder, info.steps, len(NAMES))
+    encoder = EncoderConfig(info.origin.latent_shape, width=16, layers=1, heads=2, patch=2, tubelet=1)
+    trunk = Trunk(encoder, info.origin.steps, len(NAMES))
     for embedding in (trunk.scale, trunk.shift):
         nn.init.normal_(embedding.weight, std=0.3)
     heads = [[HeadDetector(encoder.width) for _ in NAMES] for _ in range(ETA)]
     for head in (head for of_step in heads for head in of_step):
         nn.init.normal_(head.output.weight)
-    fields = {field.name for field in dataclasses.fields(BundleInfo)}
-    shared = {name: value for name, value in vars(info).items() if name in fields}
-    own = {"format_version": BUNDLE_VERSION, "rule": Vote(ETA, 0.5, threshold), "measured": {}}
+    made_for = BundleInfo(BUNDLE_VERSION, Vote(ETA, 0.5, threshold), info.category_names, info.origin, {})
     detectors = (
         Detectors(trunk, {step: StepDetectors(of_step) for step, of_step in enumerate(heads)})
         .eval()
         .requires_grad_(False)
     )
-    return Bundle(BundleInfo(**{**shared, **own}), "d" * 64, detectors)
+    return Bundle(made_for, "d" * 64, detectors)
+
+
+def with_origin(bundle: Bundle, **changes: Any) -> Bundle:
+    """The bundle, had its capture been made so."""
+    info = bundle.info
+    return replace(bundle, info=replace(info, origin=replace(info.origin, **changes)))
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def left_behind(captured: Captured, guarded: Guarded) -> list[tuple[int, ...]]:
     Of a sample that is alone in its call and not blocked, the scheduler keeps what it likes. These are not
     the guard's first calls.
     """
-    found, smallest = [], math.prod(captured.info.latent_shape)
+    found, smallest = [], math.prod(captured.info.origin.latent_shape)
     for batch in captured.batches():
         before = _tensors(smallest)
         outcomes = [decision.outcome for decision in captured.guarded(guarded.guard, batch).decisions]

@@ -75,7 +75,7 @@ def source(**changes: Any) -> Source:
 def latents(capture: Path) -> np.ndarray[Any, Any]:
     """x0 `[N, steps, C, F, H, W]` float16."""
     reader = CaptureReader(capture)
-    steps = [reader.step(step).read(range(len(reader.samples))) for step in range(reader.info.steps)]
+    steps = [reader.step(step).read(range(len(reader.samples))) for step in range(reader.info.origin.steps)]
     return np.stack(steps, axis=1)
 
 
@@ -152,7 +152,7 @@ def test_the_repaired_x0_is_the_one_that_the_tap_hears(papers_run: PapersRun, tm
     heard = papers_run.x0.double().numpy()
     unit = np.spacing(np.abs(heard).astype(np.float16)).astype(np.float64)
     assert (np.abs(imported - heard) <= unit / 2 + 2e-5).all()
-    assert read_info(tmp_path / "imported").x0_from == "x_t"
+    assert read_info(tmp_path / "imported").origin.x0_from == "x_t"
     for dtype in (torch.float32, torch.float16):
         print(f"{dtype}: repaired x0 is off by {largest_error(papers_run, dtype):.2g} at most")
     assert largest_error(papers_run, torch.float32) < 2e-5
@@ -171,7 +171,7 @@ def test_without_the_latents_x0_is_as_wrong_as_it_was_and_marked(
 ) -> None:
     imported = latents(import_run(papers_run, tmp_path, repaired=False))
     assert np.array_equal(imported, papers_run.pred_x0.half().numpy())
-    assert read_info(tmp_path / "imported").x0_from == "x_t-1"
+    assert read_info(tmp_path / "imported").origin.x0_from == "x_t-1"
     off = (papers_run.pred_x0 - papers_run.x0).flatten(2).norm(dim=2) / papers_run.x0.flatten(2).norm(dim=2)
     print(f"x0 as saved is off by {[round(float(o), 3) for o in off.mean(dim=0)]} of its norm")
     print(f"and by {float((papers_run.pred_x0 - papers_run.x0).abs().max()):.2g} at most")
@@ -370,9 +370,9 @@ def test_the_capture_says_where_it_came_from(files: PaperFiles) -> None:
     info = read_info(files.import_to("capture"))
     sizes = {name: (files.directory / f"{name}.pth").stat().st_size for name in ("pred_x0", "safe")}
     assert info.imported == {"pred_x0": sizes["pred_x0"], "safe_x0": sizes["safe"]}
-    assert (info.x0_from, info.fingerprint) == ("x_t-1", {})
-    assert (info.scheduler, info.scheduler_config["beta_end"]) == ("DDIMScheduler", 0.012)
-    assert (info.steps, info.latent_shape, info.category_names) == (STEPS, SHAPE, FIVE)
+    assert (info.origin.x0_from, info.origin.fingerprint) == ("x_t-1", {})
+    assert (info.origin.scheduler, info.origin.scheduler_config["beta_end"]) == ("DDIMScheduler", 0.012)
+    assert (info.origin.steps, info.origin.latent_shape, info.category_names) == (STEPS, SHAPE, FIVE)
 
 
 def test_eval_is_the_test_split_of_the_labelled_videos(files: PaperFiles) -> None:
@@ -657,7 +657,7 @@ def test_the_papers_files_become_a_guard_that_says_what_is_wrong_with_it(
     run(shell, "train.py", "-m", "category=0..4", "step=0", "threads=1", *tiny)
     run(shell, "evaluate.py", "name=tiny", "eta=1", "lam=1", "logger=none", "examples=0")
     bundle = load_bundle(shell.run_dir / "bundle")
-    assert bundle.info.x0_from == "x_t-1"
+    assert bundle.info.origin.x0_from == "x_t-1"
     assert "x0 computed from x_t-1" in (shell.run_dir / "bundle" / "README.md").read_text()
 
 
