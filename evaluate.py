@@ -17,7 +17,6 @@ def evaluation(cfg: DictConfig) -> None:
     from lvd.capture.frames import decoding_device
     from lvd.comparison import ABOUT
     from lvd.evaluation import (
-        EvaluationRecipe,
         capture_to_measure,
         evaluate_runs,
         log_to_wandb,
@@ -29,16 +28,15 @@ def evaluation(cfg: DictConfig) -> None:
     with sentences(), errors_as_sentences(written):
         config = typed(cfg, EvaluateConfig)
         capture_dir, run_dirs = capture_to_measure(config), config.run_dirs
-        recipe = EvaluationRecipe.of(config)
         evaluations, compared = evaluate_runs(
-            capture_dir, run_dirs, recipe, decoding_device(config.accelerator)
+            capture_dir, run_dirs, config, decoding_device(config.accelerator)
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
             settings = {**asdict(config), "name": run_dir.name, "capture": capture_dir.name}
             log_to_wandb(found, run_dir, config.logger, settings)
             if compared is not None:
                 print(f"{run_dir}:")
-            print_evaluation(found, run_dir, recipe)
+            print_evaluation(found, run_dir, config)
         if compared is not None:
             print_comparison(compared.table(), ABOUT)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from lvd.decide.recipe import EvaluationRecipe
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
 from lvd.errors import LvdError, require, require_one_of
 from lvd.report.wandb import LoggerConfig
@@ -318,32 +319,13 @@ class TrainConfig(Machine, RunConfig):  # --help lists the fields of the last ba
         return Path(self.runs) / self.name
 
 
-@dataclass
-class EvaluateConfig:
-    """python evaluate.py"""
+@dataclass(kw_only=True)
+class MeasuredRuns:
+    """What evaluate.py measures."""
 
     name: str = "demo"
     compare: list[str] = field(default_factory=list)  # in place of name: runs that are laid side by side
     capture: str | None = None  # null: the run's name; with compare, the one that the runs learned from
-    eta: int = 20  # the first eta steps decide
-    lam: float = 0.6  # the share of them that must be flagged
-    threshold: float = 0.5  # a score at or above it flags its step
-    max_fpr: float | None = (
-        None  # instead: the lowest threshold that blocks at most this share of safe val samples
-    )
-    decision: str = "vote"  # conf/decision/: the rule that a guard gets; both are measured
-    alpha: float = 0.05  # sequential: the largest probability of ever blocking a safe video
-    guarantee: str = "marginal"  # or confidence: alpha holds with 95% confidence over the calibration set
-    miss: float | None = None  # sequential: end the checks of samples that are surely safe; the largest
-    # probability of letting an unsafe one go so. None: every sample is checked at every step
-    policy: dict[str, str] = field(default_factory=dict)  # sequential, of a category: block, flag or allow
-    shares: dict[str, float] = field(default_factory=dict)  # sequential: a category's own part of alpha
-    examples: int = 12  # rows of decoded x0 in the report
-    show_unsafe: bool = False  # keep the sharp images of unsafe examples in the report, covered until a click
-    logger: LoggerConfig = MISSING
-    accelerator: str = "auto"  # of detectors that read decoded frames: a GPU when there is one; cpu
-    captures: str = "captures"
-    runs: str = "runs"
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
@@ -355,26 +337,21 @@ class EvaluateConfig:
         )
         if self.capture is not None:
             _check_name("capture", self.capture)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(EvaluationRecipe, MeasuredRuns):
+    """python evaluate.py"""
+
+    logger: LoggerConfig
+    accelerator: str = "auto"  # of detectors that read decoded frames: a GPU when there is one; cpu
+    captures: str = "captures"
+    runs: str = "runs"
+
+    def __post_init__(self) -> None:
+        MeasuredRuns.__post_init__(self)
+        EvaluationRecipe.__post_init__(self)
         require_one_of("accelerator", self.accelerator, ("auto", "gpu", "cpu"))
-        require(self.eta >= 1, f"eta={self.eta} must be at least 1")
-        require(0 < self.lam <= 1, f"lam={self.lam} must be greater than 0 and at most 1")
-        require(0 < self.threshold < 1, f"threshold={self.threshold} must be between 0 and 1")
-        require(
-            self.max_fpr is None or 0 <= self.max_fpr < 1,
-            f"max_fpr={self.max_fpr} must be at least 0 and less than 1",
-        )
-        require(self.examples >= 0, f"examples={self.examples} must not be negative")
-        require_one_of("decision", self.decision, ("vote", "sequential"))
-        require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
-        require(
-            self.miss is None or 0 < self.miss < 1,
-            f"miss={self.miss} must be greater than 0 and less than 1, or null",
-        )
-        require_one_of("guarantee", self.guarantee, ("marginal", "confidence"))
-        for name, policy in self.policy.items():
-            require_one_of(f"policy.{name}", policy, ("block", "flag", "allow"))
-        for name, share in self.shares.items():
-            require(0 < share < 1, f"shares.{name}={share} must be greater than 0 and less than 1")
 
     @property
     def run_dirs(self) -> list[Path]:

@@ -5,7 +5,7 @@ The test split is read with the rules as they are then. No test sample counts wh
 trained or selected on, in whatever capture that was.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from plotly.graph_objects import Figure
 from lvd.comparison import Compared, Entry, check_comparable, compare
 from lvd.config import EvaluateConfig
 from lvd.decide.calibrate import calibrate, choose_threshold, with_release
-from lvd.decide.conformal import Guarantee
 from lvd.decide.metrics import Attribution, Summary, cell_metrics, measure_attribution, summarise
+from lvd.decide.recipe import EvaluationRecipe
 from lvd.decide.rules import Rule, Vote
-from lvd.decide.sequential import Policy, Sequential, fading_evidence
+from lvd.decide.sequential import Sequential, fading_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
@@ -65,48 +65,6 @@ class Provenance:
                 f"on ({', '.join(self.other_origin)}): the rates are not those of a guard, there is no bundle"
             )
         return told
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What the sequential rule is asked to hold: `lvd.decide.calibrate.calibrate`'s options."""
-
-    alpha: float
-    guarantee: Guarantee
-    policy: Mapping[str, Policy]
-    shares: Mapping[str, float]
-    miss: float | None = None  # of `with_release`; None: every sample is checked at every step
-
-
-@dataclass(frozen=True)
-class EvaluationRecipe:
-    """The rules that are measured, and what the report shows.
-
-    The sequential rule's boundary is calibrated on the safe samples of val.
-    With `max_fpr`, the vote's threshold is the lowest that blocks at most that share of the safe val samples.
-    """
-
-    eta: int  # of the vote
-    lam: float
-    bound: Bound  # of the sequential rule
-    threshold: float = 0.5  # of the vote, without `max_fpr`
-    max_fpr: float | None = None
-    decision: str = Vote.kind  # the rule that the bundle holds
-    examples: int = 0  # rows of decoded x0
-    show_unsafe: bool = False
-
-    @classmethod
-    def of(cls, config: EvaluateConfig) -> "EvaluationRecipe":
-        return cls(
-            eta=config.eta,
-            lam=config.lam,
-            bound=Bound(config.alpha, config.guarantee, config.policy, config.shares, config.miss),  # type: ignore[arg-type]
-            threshold=config.threshold,
-            max_fpr=config.max_fpr,
-            decision=config.decision,
-            examples=config.examples,
-            show_unsafe=config.show_unsafe,
-        )
 
 
 @dataclass(frozen=True)
@@ -256,7 +214,7 @@ def _measure(
     rules: list[Rule] = [Vote(eta, lam, threshold)]
     not_calibrated = None
     try:
-        rules.append(_sequential(val, names, recipe.bound))
+        rules.append(_sequential(val, names, recipe))
     except LvdError as error:
         if recipe.decision == Sequential.kind:
             raise
@@ -361,7 +319,7 @@ def _write(
     )
 
 
-def _sequential(val: Scored, names: tuple[str, ...], bound: Bound) -> Sequential:
+def _sequential(val: Scored, names: tuple[str, ...], recipe: EvaluationRecipe) -> Sequential:
     """The rule whose boundaries are calibrated on the safe samples of val.
 
     Raises:
@@ -375,15 +333,15 @@ def _sequential(val: Scored, names: tuple[str, ...], bound: Bound) -> Sequential
         fading_evidence(*val.scores_NSK.shape[1:]),
         *calibrating,
         names,
-        alpha=bound.alpha,
-        guarantee=bound.guarantee,
-        policy=bound.policy,
-        shares=bound.shares,
+        alpha=recipe.alpha,
+        guarantee=recipe.guarantee,
+        policy=recipe.policy,
+        shares=recipe.shares,
     )
-    if bound.miss is None:
+    if recipe.miss is None:
         return rule
     unsafe = np.flatnonzero(val.label)
-    return with_release(rule, *calibrating, val.scores_NSK[unsafe], val.prompts[unsafe].tolist(), bound.miss)
+    return with_release(rule, *calibrating, val.scores_NSK[unsafe], val.prompts[unsafe].tolist(), recipe.miss)
 
 
 def _lost_by_release(rule: Rule, test: Scored) -> int | None:

@@ -21,11 +21,12 @@ from conftest import NAMES, STEPS, capture_info, latents_of, write_capture
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.capture.labels import label
 from lvd.decide.intervals import wilson
+from lvd.decide.recipe import EvaluationRecipe
 from lvd.decide.rules import Vote
 from lvd.decide.sequential import Sequential
 from lvd.detect.files import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
-from lvd.evaluation import Bound, Evaluation, EvaluationRecipe, evaluate_runs
+from lvd.evaluation import Evaluation, evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
 from lvd.latents.format import UNLABELLED, Sample
@@ -77,7 +78,7 @@ class Done:
     page: str
 
 
-RECIPE = EvaluationRecipe(eta=2, lam=0.6, bound=Bound(0.05, "marginal", {}, {}), examples=6)
+RECIPE = EvaluationRecipe(eta=2, examples=6)
 
 
 def do(capture: Path, run: Path, **changes: Any) -> Done:
@@ -380,8 +381,7 @@ def test_too_few_safe_val_prompts_leave_the_vote_alone_and_refuse_the_calibrated
 def test_both_rules_are_measured_and_the_chosen_one_is_in_the_bundle(
     capture: Path, own_run: Path, done: Done
 ) -> None:
-    bound = Bound(0.25, "marginal", {"beta": "flag"}, {})
-    chosen = do(capture, own_run, decision="sequential", bound=bound)
+    chosen = do(capture, own_run, decision="sequential", alpha=0.25, policy={"beta": "flag"})
     summary = chosen.summary
     assert summary["rules"]["vote"] == done.summary["rules"]["vote"]  # whatever else is measured
     assert (summary["decision"], summary["alpha"], summary["prompts"]) == ("sequential", 0.25, 8)
@@ -409,30 +409,30 @@ def test_both_rules_are_measured_and_the_chosen_one_is_in_the_bundle(
 
 
 def test_samples_are_let_go_when_asked_for_and_the_cost_is_told(capture: Path, own_run: Path) -> None:
-    chosen = do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}, miss=0.2))
+    chosen = do(capture, own_run, decision="sequential", alpha=0.25, miss=0.2)
     rule = load_bundle(own_run / "bundle", chosen.evaluation.bundle).info.rule
     assert isinstance(rule, Sequential)
     assert (rule.miss, chosen.summary["miss"]) == (0.2, 0.2)
     assert rule.release is not None
     assert chosen.summary["lost_by_release"] >= 0
-    kept = do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}))
+    kept = do(capture, own_run, decision="sequential", alpha=0.25)
     assert (kept.summary["miss"], kept.summary["lost_by_release"]) == (None, None)
     assert chosen.summary["steps_checked_safe"] < kept.summary["steps_checked_safe"]
     assert chosen.summary["fpr"] <= kept.summary["fpr"]
     assert chosen.summary["rules"]["vote"] == kept.summary["rules"]["vote"]
     few = r"miss=0.01 with the marginal guarantee needs 99 unsafe calibration prompts"
     with pytest.raises(LvdError, match=few):
-        do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {}, {}, miss=0.01))
+        do(capture, own_run, decision="sequential", alpha=0.25, miss=0.01)
 
 
 def test_a_policy_of_a_category_that_is_not_there_is_refused(capture: Path, own_run: Path) -> None:
     with pytest.raises(LvdError, match=r"policy\.gamma: there is no such category; there are alpha, beta"):
-        do(capture, own_run, decision="sequential", bound=Bound(0.25, "marginal", {"gamma": "flag"}, {}))
+        do(capture, own_run, decision="sequential", alpha=0.25, policy={"gamma": "flag"})
 
 
 def test_a_hole_leaves_no_calibrated_rule(capture: Path, own_run: Path) -> None:
     shutil.rmtree(own_run / "alpha" / "step_00")
-    holed = do(capture, own_run, bound=Bound(0.25, "marginal", {}, {}))
+    holed = do(capture, own_run, alpha=0.25)
     assert holed.summary["not_calibrated"] == "detectors are missing, and a calibrated rule needs every one"
 
 

@@ -11,9 +11,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from lvd.decide.conformal import Guarantee, boundary
+from lvd.decide.conformal import boundary
+from lvd.decide.recipe import POLICIES
 from lvd.decide.rules import Bools, Floats, flags_needed
-from lvd.decide.sequential import POLICIES, Evidence, Policy, Sequential
+from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
 
 
@@ -59,8 +60,8 @@ def calibrate(
     names: Sequence[str],
     *,
     alpha: float,
-    guarantee: Guarantee,
-    policy: Mapping[str, Policy],
+    guarantee: str,
+    policy: Mapping[str, str],
     shares: Mapping[str, float],
 ) -> Sequential:
     """The sequential rule whose boundaries hold `alpha`, from the scores of safe calibration samples.

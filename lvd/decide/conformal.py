@@ -11,7 +11,6 @@ The unit is the prompt: several videos of one prompt are alike, and count as one
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 from scipy.stats import binom
@@ -19,11 +18,10 @@ from scipy.stats import binom
 from lvd.decide.rules import Floats
 from lvd.errors import LvdError
 
-Guarantee = Literal["marginal", "confidence"]
 CONFIDENCE = 0.95  # of the guarantee of that name
 
 
-def prompts_needed(alpha: float, guarantee: Guarantee, at_once: int = 1) -> int:
+def prompts_needed(alpha: float, guarantee: str, at_once: int = 1) -> int:
     """How many safe calibration prompts a guarantee needs at the least.
 
     marginal: 1 / (n + 1) <= alpha. confidence: (1 - alpha)^n <= 0.05, over `at_once` boundaries.
@@ -37,7 +35,7 @@ def boundary(
     statistic_N: Floats,
     prompts: Sequence[Hashable],
     alpha: float,
-    guarantee: Guarantee,
+    guarantee: str,
     at_once: int = 1,
     *,
     name: str = "alpha",

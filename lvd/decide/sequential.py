@@ -14,18 +14,15 @@ Shapes: N samples, S steps, K categories.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from lvd.decide.recipe import GUARANTEES, POLICIES
 from lvd.decide.rules import Bools, Decisions, Floats, Ints, log_odds
 from lvd.errors import LvdError
 
-# Of a category: stop its samples, release and mark them, or take no notice of it.
-Policy = Literal["block", "flag", "allow"]
-POLICIES: tuple[Policy, ...] = get_args(Policy)
-
-_EXCEPTIONS: dict[Policy, str] = {"flag": "released and marked for review", "allow": "not looked at"}
+_EXCEPTIONS = {"flag": "released and marked for review", "allow": "not looked at"}
 
 _FAR = 1e9  # beyond any margin
 # Of every guarantee: an epoch that is selected by its val AUROC leaves val scores a little too good.
@@ -96,7 +93,7 @@ class Sequential:
     kind: ClassVar[str] = "sequential"
     evidence: Evidence
     boundary: tuple[float, ...]  # of each category
-    policy: tuple[Policy, ...]  # of each category
+    policy: tuple[str, ...]  # of each category
     alpha: float
     guarantee: str
     prompts: int
@@ -247,7 +244,7 @@ class Sequential:
             or not set(rule.policy) <= set(POLICIES)
             or set(rule.policy) == {"allow"}
             or not 0 < rule.alpha < 1
-            or rule.guarantee not in ("marginal", "confidence")
+            or rule.guarantee not in GUARANTEES
             or not np.isfinite(rule.reference).all()
             or (rule.release is None) != (rule.miss is None)
             or not (rule.release is None or -np.inf < rule.release <= 0)

@@ -12,9 +12,10 @@ from test_capture import everything_in, latents, write_prompts
 
 from conftest import capture_info, write_capture
 from lvd.decide.metrics import summarise
+from lvd.decide.recipe import EvaluationRecipe
 from lvd.decide.rules import Vote
 from lvd.errors import LvdError
-from lvd.evaluation import Bound, EvaluationRecipe, evaluate_runs
+from lvd.evaluation import evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, lock, writer
 from lvd.latents.format import read_info
@@ -194,7 +195,7 @@ def test_a_run_on_the_first_steps_is_trained_measured_and_guards(
     assert trunk.code == 0, trunk.err
     heads = train("-m", "category=0,1", "step=0..2", "name=tiny", "detector.head.epochs=1", *small)
     assert heads.code == 0, heads.err
-    run, recipe = tmp_path / "runs" / "tiny", EvaluationRecipe(4, 0.6, Bound(0.05, "marginal", {}, {}))
+    run, recipe = tmp_path / "runs" / "tiny", EvaluationRecipe(eta=4, examples=0)
     with pytest.raises(LvdError, match="eta=4 is more than the 3 steps that are in"):
         evaluate_runs(first_steps, [run], recipe)
     (measured,), _ = evaluate_runs(first_steps, [run], replace(recipe, eta=3))

@@ -14,7 +14,7 @@ from mapie.risk_control.methods import compute_hoeffding_bentkus_p_value
 from scipy.stats import binomtest, norm
 
 from lvd.decide.calibrate import calibrate, with_release
-from lvd.decide.conformal import Guarantee, boundary, prompts_needed
+from lvd.decide.conformal import boundary, prompts_needed
 from lvd.decide.rules import log_odds
 from lvd.decide.sequential import FADING, Evidence, Sequential, fading_evidence
 from lvd.errors import LvdError
@@ -71,7 +71,7 @@ def within(hits: int, runs: int, at_most: float) -> bool:
     ],
 )
 def test_too_few_prompts_are_refused_with_the_number_that_is_needed(
-    alpha: float, guarantee: Guarantee, needed: int
+    alpha: float, guarantee: str, needed: int
 ) -> None:
     assert prompts_needed(alpha, guarantee) == needed
     ids = [str(i) for i in range(needed)]
