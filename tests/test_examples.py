@@ -9,7 +9,7 @@ import pytest
 
 from conftest import bundle_info, untrained_run
 from lvd.guard.audit import verify
-from lvd.guard.bundle import export_bundle
+from lvd.guard.export import export_bundle
 from support.commands import ROOT
 
 FROZEN = Path(__file__).parent / "frozen" / "version_2"

@@ -10,9 +10,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from lvd.config import TrainConfig
+from lvd.detect.detector_training import train_detector
+from lvd.detect.fit import Setup, TrainingResult
 from lvd.detect.pretrained import Pretrained
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
-from lvd.detect.training import Outcome, Setup, train_detector, train_trunk
+from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
 from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
@@ -89,7 +91,7 @@ class Identity:
 def run_trunk(job: Job, recipe: TrunkRecipe, *, force: bool) -> Result:
     """Train the run's trunk, unless it is done under the same configuration."""
 
-    def train(logger: Logger | None) -> Outcome:
+    def train(logger: Logger | None) -> TrainingResult:
         setup = Setup(job.encoder, job.machine, job.seed, logger)
         return train_trunk(CaptureReader(job.capture), job.run / "trunk", recipe, setup)
 
@@ -106,7 +108,7 @@ def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Re
     if identity.blocked is not None:
         raise LvdError(identity.blocked)
 
-    def train(logger: Logger | None) -> Outcome:
+    def train(logger: Logger | None) -> TrainingResult:
         return train_detector(
             CaptureReader(job.capture),
             job.run,
@@ -184,7 +186,9 @@ def record_death(job: Job, identity: Identity, reason: str) -> None:
         write_result(directory, Result(status="failed", seconds=0.0, error=reason, **identity.fields()))
 
 
-def _run(job: Job, identity: Identity, train: Callable[[Logger | None], Outcome], *, force: bool) -> Result:
+def _run(
+    job: Job, identity: Identity, train: Callable[[Logger | None], TrainingResult], *, force: bool
+) -> Result:
     """Train and write result.json. A failure is a result too: it must not take other jobs with it."""
     directory = job.run / identity.path
     before = read_result(directory)

@@ -147,7 +147,7 @@ class Request:
         """Say what the detectors start from, and show the sweep's progress."""
         if not self.cells:
             return nullcontext()
-        from lvd.detect.training import starting_trunk
+        from lvd.detect.detector_training import starting_trunk
 
         trunk = starting_trunk(self.config.run_dir, self.config.detector.init)
         kind = "heads on the trunk" if self.config.detector.tuning == "head" else "tuned copies of the trunk"
@@ -333,7 +333,7 @@ def _trunk_problems(config: TrainConfig) -> list[str]:
 
 
 def _machine_problems(config: TrainConfig, launcher: str) -> list[str]:
-    from lvd.detect.training import check_machine
+    from lvd.detect.fit import check_machine
     from lvd.sweep.job import Job
 
     try:

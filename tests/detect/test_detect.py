@@ -16,12 +16,13 @@ from torch import Tensor
 from conftest import NAMES, SHAPE, STEPS, make_samples
 from lvd.detect.bank import score_step, step_features
 from lvd.detect.data import CellData, TrunkData, channel_statistics, label_matrix
+from lvd.detect.detector_training import train_detector
 from lvd.detect.files import load_detector, load_trunk, save_detector, save_trunk, trunk_digest
+from lvd.detect.fit import Setup, TrainingResult
 from lvd.detect.module import DetectorModule, augment
 from lvd.detect.network import Encoder, EncoderConfig, HeadDetector, NetworkDetector, Trunk, choose_patch
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
 from lvd.detect.rows import cell_rows
-from lvd.detect.training import Outcome, Setup, train_detector
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
@@ -444,7 +445,9 @@ def test_no_shift_leaves_the_input_alone() -> None:
 # ---- training
 
 
-def fit(capture: Path, run: Path, directory: Path, init: str, tuning: str = "head", seed: int = 0) -> Outcome:
+def fit(
+    capture: Path, run: Path, directory: Path, init: str, tuning: str = "head", seed: int = 0
+) -> TrainingResult:
     recipe = DetectorRecipe(init=init, tuning=tuning, head=HEAD, network=NETWORK)
     reader = CaptureReader(capture)
     return train_detector(reader, run, directory, "alpha", 1, recipe, Setup(SIZE, CPU, seed))

@@ -12,8 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from conftest import FIVE, NAMES, STEPS
+from lvd.detect.fit import check_machine
 from lvd.detect.recipe import Machine
-from lvd.detect.training import check_machine
 from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, read_samples, write_samples
 from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells

@@ -19,9 +19,10 @@ from transformers import VideoMAEConfig
 import lvd.sweep.job
 import lvd.sweep.state
 from lvd.config import TrainConfig
+from lvd.detect.detector_training import train_detector
+from lvd.detect.fit import Setup, TrainingResult
 from lvd.detect.pretrained import Pretrained
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
-from lvd.detect.training import Outcome, Setup, train_detector
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.check import disk_problem
@@ -205,7 +206,7 @@ def test_a_new_trunk_or_new_labels_just_run_again(train: Shell, captured: Path) 
 def test_a_job_that_exits_is_a_failure_of_its_own(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exits(*arguments: Any, **options: Any) -> Outcome:
+    def exits(*arguments: Any, **options: Any) -> TrainingResult:
         if arguments[3:5] == ("alpha", 1):
             sys.exit("a library had enough")
         return train_detector(*arguments, **options)

@@ -1,0 +1,148 @@
+"""Fit a trunk or a detector with Lightning, and keep the best weights by validation, in memory."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from lvd.detect.recipe import EncoderSize, Fit, Machine
+from lvd.errors import LvdError
+
+_VALIDATIONS = 5  # of a fit; one of a head costs more than its epoch
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a job trains with, whatever it trains."""
+
+    encoder: EncoderSize  # of a trunk, and of a detector from scratch
+    machine: Machine
+    seed: int
+    logger: Logger | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training job measured; `metrics` are of the selected checkpoint, on val."""
+
+    metrics: dict[str, float]
+    curves: dict[str, list[float]]  # of every validation: epoch (from 1), loss, auroc
+    sizes: dict[str, int]
+    started_from: str  # trunk, scratch or pretrained
+
+
+class Best(Callback):
+    """Keeps the weights of the best validation in memory: by AUROC, then by loss.
+
+    `metrics` are that validation's, `curves` hold every validation's. Stops the fit after `patience`
+    validations in a row that were no better.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self._patience = patience
+        self._worse = 0
+        self._rank = (-1.0, 0.0)
+        self._weights: dict[str, Tensor] = {}
+        self.metrics: dict[str, float] = {}
+        self.curves: dict[str, list[float]] = {"epoch": [], "loss": [], "auroc": []}
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        metrics = {
+            name.removeprefix("val/"): value.item()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/")
+        }
+        for name, curve in self.curves.items():
+            curve.append(trainer.current_epoch + 1 if name == "epoch" else metrics[name])
+        rank = (metrics["auroc"], -metrics["loss"])
+        if rank > self._rank:
+            self._rank, self.metrics, self._worse = rank, metrics, 0
+            self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+            return
+        self._worse += 1
+        trainer.should_stop = self._worse == self._patience
+
+    def restore(self, module: LightningModule) -> None:
+        if not self._weights:
+            raise LvdError("no epoch has a val AUROC: the training diverged, lower the learning rate")
+        module.load_state_dict(self._weights)
+
+
+def fit_best(
+    module: LightningModule,
+    data: LightningDataModule,
+    fit: Fit,
+    setup: Setup,
+    callbacks: Sequence[Callback] = (),
+) -> Best:
+    """Train, put the best weights by val AUROC back into `module`, and return what is known of them."""
+    best = Best(fit.patience)
+    trainer = _trainer(
+        setup.machine,
+        max_epochs=fit.epochs,
+        check_val_every_n_epoch=_validation_interval(fit.epochs),
+        logger=setup.logger if setup.logger is not None else False,
+        callbacks=[best, *callbacks],
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data)
+    except SystemExit as exit:  # Lightning's answer to Ctrl-C, which it then ignores: a sweep would go on
+        if not isinstance(exit.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise exit.__context__ from None
+    best.restore(module)
+    return best
+
+
+def _trainer(machine: Machine, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator=machine.accelerator,
+        devices=1,  # Lightning's DDP would replay the command line into a new sweep
+        precision=machine.precision,  # type: ignore[arg-type]
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def check_machine(machine: Machine, *, elsewhere: bool) -> None:
+    """Ask Lightning whether it takes a machine's words, and whether this machine has what they name.
+
+    `elsewhere`: jobs run on other machines, and what is not plugged in or installed here may be there.
+
+    Raises:
+        LvdError: says which words, and why not.
+    """
+    try:
+        _trainer(machine, logger=False)
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        if elsewhere and not isinstance(error, ValueError):
+            return
+        reason = " ".join(str(error).split())
+        raise LvdError(
+            f"accelerator={machine.accelerator} precision={machine.precision}: Lightning says, {reason}"
+        ) from None
+
+
+def _validation_interval(epochs: int) -> int:
+    """The epochs from one validation to the next: about `_VALIDATIONS` in all, and one after the last."""
+    interval = max(1, epochs // _VALIDATIONS)
+    while epochs % interval:
+        interval -= 1
+    return interval
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,92 @@
+"""Train a run's trunk: on all steps and categories of the train split at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lvd.detect.data import TrunkData, channel_statistics, label_matrix
+from lvd.detect.files import save_trunk
+from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_best
+from lvd.detect.module import TrunkModule
+from lvd.detect.network import EncoderConfig, Trunk
+from lvd.detect.recipe import TrunkRecipe
+from lvd.detect.rows import cell_rows, labelled_rows
+from lvd.latents.reader import CaptureReader
+from lvd.progress import Advance, progress
+
+_VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
+
+
+def train_trunk(
+    capture: CaptureReader,
+    directory: Path,
+    recipe: TrunkRecipe,
+    setup: Setup,
+) -> TrainingResult:
+    """Train the run's trunk on the train split, keep the best by mean val AUROC, save it to `directory`.
+
+    Raises:
+        LvdError: a category has no positives, or there are no safe samples, in train or val.
+    """
+    names = capture.info.category_names
+    for split in ("train", "val"):
+        for name in names:
+            cell_rows(capture.samples, name, split, "all", setup.seed)
+    seed_everything(setup.seed, verbose=False)
+    train_rows = labelled_rows(capture.samples, "train")
+    steps = capture.info.stored_steps
+
+    trunk = Trunk(EncoderConfig.fitted(setup.encoder, capture.info.origin.latent_shape), steps, len(names))
+    statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
+    trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
+    trunk.std.copy_(torch.stack([std for _, std in statistics]))
+
+    data = TrunkData(
+        capture,
+        batches=recipe.batches * recipe.fit.epochs,
+        epochs=recipe.fit.epochs,
+        batch_size=recipe.fit.batch_size,
+        val_steps=np.unique(np.linspace(0, steps - 1, _VAL_STEPS).round().astype(int)).tolist(),
+        workers=setup.machine.workers,
+        seed=setup.seed,
+    )
+    module = TrunkModule(
+        trunk,
+        names,
+        recipe.fit,
+        positive_weight=_drawn_positive_weight(capture, train_rows),
+        seed=setup.seed,
+    )
+    with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
+        best = fit_best(module, data, recipe.fit, setup, [_ShowProgress(advance)])
+    save_trunk(directory, trunk, names)
+    return TrainingResult(
+        metrics=best.metrics,
+        curves=best.curves,
+        sizes={"train": len(train_rows), "parameters": count_parameters(trunk)},
+        started_from="scratch",
+    )
+
+
+class _ShowProgress(Callback):
+    """Lightning's batches, shown by lvd's own progress."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        auroc = trainer.callback_metrics.get("val/auroc")
+        self._advance(1, *([] if auroc is None else [f"val AUROC {auroc.item():.3f}"]))
+
+
+def _drawn_positive_weight(capture: CaptureReader, rows: Sequence[int]) -> Tensor:
+    """What makes a category's positives weigh as much as the safe samples, in half-and-half batches."""
+    target, _ = label_matrix(capture.samples, rows, capture.info.category_names)
+    unsafe = target.any(dim=1).sum()
+    return unsafe / target.sum(dim=0)
