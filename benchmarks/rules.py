@@ -10,7 +10,10 @@ Beside lvd's own rules, two that are published:
 - one step: a threshold on the highest score of one step alone, conformal on safe val, as MAPIE's controllers
   calibrate one. The step with the highest AUROC on val among the first 20.
 
-Every rule is set on train and val and measured on test. The last lines are the table; intervals are of 95%.
+Every rule is set on train and val and measured on test; intervals are of 95%. A table before it compares,
+on val alone, how evidence may be cumulated: sums that fade by several factors, and one with weights that are
+fitted on train (a step's is Fisher's discriminant, 1936), read as the log-likelihood ratio of two normal
+distributions.
 """
 
 import math
@@ -18,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import command
 import numpy as np
@@ -34,12 +38,14 @@ from lvd.decide.conformal import boundary
 from lvd.decide.intervals import auroc_interval, bootstrap_variance, rate_interval
 from lvd.decide.metrics import auroc
 from lvd.decide.rules import Bools, Decisions, Floats, Ints, Rule, Vote, log_odds
-from lvd.decide.sequential import fading_evidence
+from lvd.decide.sequential import Evidence, Sequential, fading_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
 from lvd.latents.format import SPLITS
 from lvd.latents.reader import CaptureReader
+
+FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -111,18 +117,57 @@ def one_step(val: Scored, test: Scored, safe: Bools, alpha: float) -> Outcome:
     return Outcome(f"one step ({step}), conformal", statistic > bound, at, statistic, np.ones_like(at))
 
 
+def fitted_evidence(train: Scored) -> Evidence:
+    """The log-likelihood ratio delta z - delta^2 / 2 of a weighed sum of log-odds.
+
+    z is the sum, standardised by that of the safe samples step by step, delta its mean over a category's.
+    """
+    safe, members = ~train.label, train.categories_NK.T
+    odds_NSK = np.clip(log_odds(train.scores_NSK), -7.0, 7.0)
+    distance = by_members(odds_NSK, members, np.mean) - odds_NSK[safe].mean(axis=0)
+    variance = (by_members(odds_NSK, members, np.var) + odds_NSK[safe].var(axis=0)) / 2
+    weight_SK = np.maximum(distance, 0) / np.maximum(variance, 1e-6)
+    cumulated = np.cumsum(weight_SK * odds_NSK, axis=1)
+    middle_SK, spread_SK = cumulated[safe].mean(axis=0), np.maximum(cumulated[safe].std(axis=0), 1e-6)
+    delta_SK = np.maximum(by_members(cumulated, members, np.mean) - middle_SK, 0) / spread_SK
+    return Evidence(weight_SK, delta_SK / spread_SK, -delta_SK * middle_SK / spread_SK - delta_SK**2 / 2)
+
+
+def by_members(values_NSK: Floats, members_KN: Bools, statistic: Any) -> Floats:
+    """A statistic `[S, K]` of each category's values over its own samples."""
+    columns = [statistic(values_NSK[chosen, :, k], axis=0) for k, chosen in enumerate(members_KN)]
+    return np.stack(columns, axis=1)
+
+
+def rule_of(evidence: Evidence, val: Scored, names: Sequence[str], alpha: float) -> Sequential:
+    safe = ~val.label
+    prompts = val.prompts[safe].tolist()
+    options: Any = {"alpha": alpha, "guarantee": "marginal", "policy": {}, "shares": {}}
+    return calibrate(evidence, val.scores_NSK[safe], prompts, names, **options)
+
+
+def cumulations(train: Scored, val: Scored, names: Sequence[str], alpha: float) -> Table:
+    """What val's unsafe samples say of each way, at the boundary that its safe ones give."""
+    shape = val.scores_NSK.shape[1:]
+    ways = {f"fading {factor:g}": fading_evidence(*shape, factor) for factor in FACTORS}
+    ways["weights fitted on train"] = fitted_evidence(train)
+    table = Table(box=box.SIMPLE_HEAD, title=f"on val, {val.label.sum()} unsafe, alpha={alpha:g}")
+    for column in ("evidence", "boundary", "caught", "steps until caught"):
+        table.add_column(column)
+    for name, evidence in ways.items():
+        rule = rule_of(evidence, val, names, alpha)
+        found = of_rule(name, rule, val)
+        hits = found.stopped[val.label]
+        low, high = rate_interval(hits, val.prompts[val.label])
+        steps = mean(found.step + 1, found.stopped & val.label, val.prompts)
+        table.add_row(name, f"{rule.boundary[0]:.1f}", f"{hits.mean():.3f}  {low:.3f} to {high:.3f}", steps)
+    return table
+
+
 def outcomes(train: Scored, val: Scored, test: Scored, names: Sequence[str], alpha: float) -> list[Outcome]:
     safe, unsafe = ~val.label, val.label
     safe_val = val.scores_NSK[safe], val.prompts[safe].tolist()
-    sequential = calibrate(
-        fading_evidence(*val.scores_NSK.shape[1:]),
-        *safe_val,
-        names,
-        alpha=alpha,
-        guarantee="marginal",
-        policy={},
-        shares={},
-    )
+    sequential = rule_of(fading_evidence(*val.scores_NSK.shape[1:]), val, names, alpha)
     found = [
         of_rule("vote, eta=20, lam=0.6", Vote(min(20, test.flags.steps), 0.6, 0.5), test),
         of_rule(f"sequential, alpha={alpha:g}", sequential, test),
@@ -186,12 +231,14 @@ def main() -> None:
     if problems:
         raise LvdError(f"{arguments.run}: detectors are missing, e.g. {problems[0]}")
     train, val, test = (scored[split] for split in ("train", "val", "test"))
+    console = Console(width=150)
+    console.print(cumulations(train, val, capture.info.category_names, arguments.alpha))
     table = Table(box=box.SIMPLE_HEAD, title=f"{test.label.sum()} unsafe and {(~test.label).sum()} safe")
     for column in ("rule", "caught", "blocked", "steps until caught", "steps checked, safe", "AUROC"):
         table.add_column(column)
     for outcome in outcomes(train, val, test, capture.info.category_names, arguments.alpha):
         table.add_row(*row(outcome, test))
-    Console(width=150).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

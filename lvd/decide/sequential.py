@@ -71,9 +71,9 @@ class Evidence:
         return np.stack(evidence, axis=1)
 
 
-def fading_evidence(steps: int, categories: int) -> Evidence:
-    """evidence_t = FADING * evidence_{t-1} + log_odds(score_t), the same for each category."""
-    faded = np.repeat(FADING ** np.arange(steps), categories).reshape(steps, categories)
+def fading_evidence(steps: int, categories: int, fading: float = FADING) -> Evidence:
+    """evidence_t = fading * evidence_{t-1} + log_odds(score_t), the same for each category."""
+    faded = np.repeat(fading ** np.arange(steps), categories).reshape(steps, categories)
     return Evidence(1 / faded, faded, np.zeros_like(faded))
 
 
