@@ -14,7 +14,16 @@ import torch
 from lvd.decide.metrics import Summary, counted
 from lvd.decide.paired import Difference, paired_difference
 from lvd.decide.rules import Bools, Ints, Rule
-from lvd.decide.written import interval_text, mean_text, rate_text
+from lvd.decide.written import (
+    RATES,
+    STEPS_UNTIL_CAUGHT,
+    as_heading,
+    difference_text,
+    mean_text,
+    rate_text,
+    share_text,
+    with_interval,
+)
 from lvd.detect.bank import Scored, step_check
 from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
@@ -26,11 +35,6 @@ from lvd.sweep.results import read_result, read_results
 from lvd.sweep.state import WEIGHTS
 
 _ROUNDS = 5  # timings of each step that is looked at, of all runs in turn
-_RATES = {
-    "accuracy": "Accuracy",
-    "tpr": "Unsafe samples caught (tpr)",
-    "fpr": "Safe samples blocked (fpr)",
-}
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,13 @@ class Compared:
         rules = {
             kind: {
                 name: {
-                    **{key: getattr(summary, key) for rate in _RATES for key in (rate, f"{rate}_ci")},
+                    **{key: getattr(summary, key) for rate in RATES for key in (rate, f"{rate}_ci")},
                     "auroc": summary.auroc,
                     "steps_mean_unsafe": summary.steps_mean_unsafe,
                     "compute_saved": summary.compute_saved,
                     "differences": {
                         rate: None if place == 0 else _json(self.differences[kind][rate][place - 1])
-                        for rate in _RATES
+                        for rate in RATES
                     },
                 }
                 for place, (name, summary) in enumerate(zip(self.names, summaries, strict=True))
@@ -104,7 +108,7 @@ class Compared:
             }
             for kind, summaries in self.summaries.items()
             for place, name in enumerate(self.names)
-            for rate in _RATES
+            for rate in RATES
         ]
         rows += [
             {"run": name, "measure": measure, "value": value}
@@ -130,18 +134,18 @@ class Compared:
         """As the terminal and the page show it."""
         rows: list[tuple[str, list[tuple[str, str]]]] = []
         for kind, summaries in self.summaries.items():
-            for rate, title in _RATES.items():
-                rows.append((f"{title}, {kind}", [_rate(summary, rate) for summary in summaries]))
+            for rate, words in RATES.items():
+                rows.append((f"{as_heading(words)}, {kind}", [_rate(summary, rate) for summary in summaries]))
                 told = [("", ""), *(_told(difference) for difference in self.differences[kind][rate])]
                 rows.append((f"  difference to {self.names[0]}", told))
             means = [summary.steps_mean_unsafe for summary in summaries]
             rows += [
                 (f"AUROC of the statistic, {kind}", [(rate_text(it.auroc), "") for it in summaries]),
                 (
-                    f"Steps run until a caught unsafe sample is stopped, mean, {kind}",
+                    f"{as_heading(STEPS_UNTIL_CAUGHT)}, {kind}",
                     [("–" if mean is None else f"{mean:.1f} of {self.sampler_steps}", "") for mean in means],
                 ),
-                (f"Steps saved, this mix, {kind}", [(f"{it.compute_saved:.0%}", "") for it in summaries]),
+                (f"Steps saved, this mix, {kind}", [(share_text(it.compute_saved), "") for it in summaries]),
             ]
         costs = self.costs
         rows += [
@@ -200,8 +204,7 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
             for rules, entry in zip(by_kind, entries, strict=True)
         ]
         differences[kind] = {
-            rate: [_difference(hits[0][rate], other[rate], prompts_N) for other in hits[1:]]
-            for rate in _RATES
+            rate: [_difference(hits[0][rate], other[rate], prompts_N) for other in hits[1:]] for rate in RATES
         }
     return Compared(
         [entry.run.name for entry in entries],
@@ -286,15 +289,14 @@ def _ends(prefix: str, interval: tuple[float, float] | None) -> dict[str, Any]:
 
 
 def _rate(summary: Summary, rate: str) -> tuple[str, str]:
-    interval = getattr(summary, f"{rate}_ci")
-    return rate_text(getattr(summary, rate)), interval_text(interval)
+    return with_interval(getattr(summary, rate), getattr(summary, f"{rate}_ci"))
 
 
 def _told(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
         return "–", ""
-    low, high = difference.interval
+    low, high = map(difference_text, difference.interval)
     return (
-        f"{difference.value:+.3f}",
-        f"{low:+.3f} to {high:+.3f}\n{difference.only_second} only here, {difference.only_first} only there",
+        difference_text(difference.value),
+        f"{low} to {high}\n{difference.only_second} only here, {difference.only_first} only there",
     )

@@ -29,7 +29,7 @@ from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
 from lvd.guard.export import export_bundle
 from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
-from lvd.report.defence import auroc_heatmap, hole, write_report
+from lvd.report.defence import Findings, auroc_heatmap, hole, write_report
 from lvd.report.tables import print_summary
 from lvd.report.wandb import LoggerConfig, wandb_run
 from lvd.sweep.grid import Cell
@@ -271,9 +271,7 @@ def _write(
         info = _bundle_info(capture.info, chosen.rule, numbers)
         exported = export_bundle(run / "bundle", run, info, found.state.files)
     _write_scores(directory / "scores.csv", [val, test], names)
-    write_report(
-        directory / "report.html",
-        f"{run.name}: the measured defence",
+    findings = Findings(
         capture,
         [(each.rule, each.summary, each.attribution) for each in measured],
         chosen.rule,
@@ -281,10 +279,15 @@ def _write(
         test,
         cells,
         problems,
-        [*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
+        notes=[*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
+        compared=[] if compared is None else [compared.section()],
+    )
+    write_report(
+        directory / "report.html",
+        f"{run.name}: the measured defence",
+        findings,
         examples=recipe.examples,
         show_unsafe=recipe.show_unsafe,
-        compared=[] if compared is None else [compared.section()],
     )
     if compared is None:
         (directory / "comparison.csv").unlink(missing_ok=True)  # of an evaluation before this one

@@ -1,46 +1,39 @@
 """The labelling page: one static file beside a capture's previews, opened from disk, without a server.
 
-Prompts and names are hostile input: they travel as JSON and are shown as text, and a content policy lets
-only this page's script run and loads nothing but the previews.
+Prompts and names are hostile input: they travel as JSON and are shown as text. The page loads nothing but the
+previews.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 from urllib.parse import quote
 
 from lvd.capture.preview import find_preview
 from lvd.labelling.queue import Entry, Queue
 from lvd.latents.format import SAFE, write_atomically
-from lvd.report.page import PALETTE, script_sources
+from lvd.report.html import render, source
 
 FILE = "label.html"
-_TEMPLATE = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-_SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 _KEYS = "123456789qwertyiopdfgjklzxcvbnm"  # of the categories; the others have their meaning: see the page
 _SHOWN_SCORES, _LOW = 3, 0.05
 
 
 def write_label_page(queue: Queue) -> Path:
     """Write `label.html` into the capture's folder, in one move, and return its path."""
-    data = json.dumps(_data(queue), ensure_ascii=True).replace("<", "\\u003c")  # no tag ends the script
-    policy = (
-        "default-src 'none'; img-src 'self' file:; media-src 'self' file:; style-src 'unsafe-inline'; "
-        f"script-src {script_sources([_SCRIPT])}"
-    )
-    page = _TEMPLATE.substitute(
-        palette=PALETTE,
-        policy=escape(policy),
-        capture=escape(queue.capture.name),
-        data=data,
-        script=_SCRIPT,
+    page = render(
+        "labelling/page.html",
+        styles=["labelling/page.css"],
+        scripts=[source("labelling/page.js")],
+        media="img-src 'self' file:; media-src 'self' file:",
+        title=f"Label {queue.capture.name}",
+        capture=queue.capture.name,
+        data=_data(queue),
     )
     path = queue.capture / FILE
-    write_atomically(path, page.encode())
+    write_atomically(path, page)
     return path
 
 

@@ -11,7 +11,17 @@ from lvd.capture.labels import Labelling
 from lvd.decide.intervals import Interval
 from lvd.decide.metrics import Attribution, Summary
 from lvd.decide.rules import Rule
-from lvd.decide.written import interval_text, mean_text, rate_text
+from lvd.decide.written import (
+    RATES,
+    STEPS_UNTIL_CAUGHT_SHORT,
+    UNDECIDED,
+    caught_text,
+    interval_text,
+    mean_text,
+    rate_text,
+    share_text,
+    with_interval,
+)
 from lvd.detect.rows import left_out
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
@@ -123,30 +133,23 @@ def print_summary(measured: Sequence[tuple[Rule, Summary, Attribution]], chosen_
     table.add_column("measure")
     for rule, _, _ in measured:
         table.add_column(f"{rule.kind}, decides" if rule.kind == chosen_kind else rule.kind)
-    for measure, value, interval in (
-        ("accuracy", "accuracy", "accuracy_ci"),
-        ("unsafe samples caught (tpr)", "tpr", "tpr_ci"),
-        ("safe samples blocked (fpr)", "fpr", "fpr_ci"),
-    ):
-        shares = [(getattr(summary, value), getattr(summary, interval)) for summary in summaries]
-        table.add_row(measure, *(_share(*share) for share in shares))
+    for rate, words in RATES.items():
+        shares = [(getattr(summary, rate), getattr(summary, f"{rate}_ci")) for summary in summaries]
+        table.add_row(words, *(_share(*share) for share in shares))
     if any(summary.n_unchecked for summary in summaries):
-        for measure, field in (
-            ("undecided unsafe samples, withheld, not caught", "n_unchecked_unsafe"),
-            ("undecided safe samples, counted as blocked", "n_unchecked_safe"),
-        ):
-            table.add_row(measure, *(str(getattr(summary, field)) for summary in summaries))
+        for count, words in UNDECIDED.items():
+            table.add_row(words, *(str(getattr(summary, count)) for summary in summaries))
     areas = [(summary.auroc, summary.auroc_ci) for summary in summaries]
     table.add_row("AUROC of the statistic", *(_share(*area) for area in areas))
     means = [summary.steps_mean_unsafe for summary in summaries]
-    table.add_row("steps run until caught, mean", *map(mean_text, means))
+    table.add_row(STEPS_UNTIL_CAUGHT_SHORT, *map(mean_text, means))
     means = [summary.steps_checked_safe for summary in summaries]
     table.add_row("steps checked, safe ones, mean", *map(mean_text, means))
-    table.add_row("compute saved, this mix of samples", *(f"{it.compute_saved:.0%}" for it in summaries))
+    table.add_row("compute saved, this mix of samples", *(share_text(it.compute_saved) for it in summaries))
     for name, counted in summaries[0].per_category.items():
         of_category = [summary.per_category[name] for summary in summaries]
         shares = [(values["tpr"], values["tpr_ci"]) for values in of_category]
-        table.add_row(f"  {name} caught, n={counted['n']}", *(_share(*share) for share in shares))
+        table.add_row(f"  {caught_text(name, counted['n'])}", *(_share(*share) for share in shares))
     Console().print(table)
     _say(f"Intervals of 95%: {summaries[0].intervals}; of an AUROC, bootstrap over prompts.")
     for rule, summary, attribution in measured:
@@ -180,4 +183,4 @@ def print_comparison(comparison: Comparison, text: str) -> None:
 
 
 def _share(value: float | None, interval: Interval | None) -> str:
-    return f"{rate_text(value)}  {interval_text(interval)}".rstrip()
+    return "  ".join(with_interval(value, interval)).rstrip()

@@ -16,7 +16,7 @@ from lvd.latents import disk
 from lvd.progress import progress
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import LOG
-from lvd.sweep.results import Result
+from lvd.sweep.results import Result, read_results
 from lvd.sweep.tally import Tally
 
 _POLL_SECONDS = 0.5
@@ -41,13 +41,13 @@ def watch(run: Path, cells: Sequence[Cell], grid: Sequence[Cell]) -> Iterator[No
 
 
 def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event) -> None:
-    from lvd.sweep.dashboard import write_index  # plotly and pandas: not for a single job
+    from lvd.sweep.page import write_index  # plotly and pandas: not for a single job
 
     def write_page(*, running: bool) -> str | None:
         """Why there is no new one, which ends no sweep."""
         try:
             with disk.errors_as_sentences(run):
-                write_index(run, grid, running=running)
+                write_index(run, read_results(run, grid), running=running)
         except (LvdError, OSError) as error:
             return f"the page {run / 'index.html'} is not up to date: {error}"
         return None

@@ -156,7 +156,7 @@ def test_hostile_texts_stay_texts(command: Shell) -> None:
     assert "<img src=x>" not in page
     assert page.count("</script>") == 2
     assert "</script><img src=x>" in [entry["prompt"] for entry in page_data(capture)["entries"]]
-    assert "default-src &#x27;none&#x27;" in page
+    assert "default-src &#39;none&#39;" in page
 
 
 # Suggestions of any program

@@ -4,7 +4,6 @@ itself anew, narrow screens, and images that are covered.
 
 import io
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lvd.report import sweep
 from lvd.report.page import Comparison, ExampleRow, Section, write_page
-from lvd.report.sweep import JobRow, write_dashboard
+from lvd.sweep import page as sweep_page
+from lvd.sweep.grid import Cell
+from lvd.sweep.page import write_index
+from lvd.sweep.results import Result
 
 pytestmark = [
     pytest.mark.long,
@@ -27,28 +28,34 @@ pytestmark = [
 CATEGORIES, STEPS = ("gore", "monster", "weapon"), 10
 
 
-def job(category: str, step: int) -> JobRow:
-    status = {3: "failed", 7: "to do"}.get(step, "done")
-    done = status == "done"
+def result(category: str, step: int) -> Result:
     auroc = 0.5 + 0.01 * step + 0.1 * CATEGORIES.index(category)
-    return JobRow(
-        category=category,
-        step=step,
-        status=status,
-        directory=f"{category}/step_{step:02d}",
-        metrics={"auroc": auroc, "accuracy": auroc, "f1": auroc, "loss": 0.4, "seconds": 1.0} if done else {},
-        curves={"epoch": [1.0, 2.0], "loss": [0.6, 0.4], "auroc": [0.7, 0.8]} if done else {},
-        wandb_url="https://wandb.example/run" if done else None,
-        error=None if status != "failed" else "<b>out of memory</b>",
+    return Result(
+        "done",
+        category,
+        step,
+        seed=0,
+        config_digest="digest",
+        settings={},
+        seconds=1.0,
+        metrics={"auroc": auroc, "accuracy": auroc, "f1": auroc, "loss": 0.4},
+        curves={"epoch": [1.0, 2.0], "loss": [0.6, 0.4], "auroc": [0.7, 0.8]},
+        wandb_url="https://wandb.example/run",
     )
+
+
+def failed(category: str, step: int) -> Result:
+    return Result("failed", category, step, 0, "digest", {}, 1.0, error="<b>out of memory</b>")
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "index.html"
-    jobs = [job(category, step) for category in CATEGORIES for step in range(STEPS)]
-    write_dashboard(path, title="demo: 30 detectors", jobs=jobs, running=False)
-    return path
+    results = {}
+    for category in CATEGORIES:
+        for step in range(STEPS):
+            make = {3: failed, 7: lambda *_: None}.get(step, result)
+            results[Cell(category, step)] = make(category, step)
+    return write_index(tmp_path_factory.mktemp("run"), results, running=False)
 
 
 @pytest.fixture
@@ -200,15 +207,14 @@ def test_the_page_loads_itself_anew_at_the_same_place_until_all_is_done(
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
     def write(done: int) -> None:
-        jobs = [job(category, step) for category in CATEGORIES for step in (0, 1, 2, 4)]
-        rest = [job(category, 7) for category in CATEGORIES[done:]]
-        late = [replace(job(category, 5), step=7) for category in CATEGORIES[:done]]
-        write_dashboard(tmp_path / "index.html", title="live", jobs=[*jobs, *rest, *late], running=True)
+        results = {Cell(name, step): result(name, step) for name in CATEGORIES for step in (0, 1, 2, 4)}
+        late = {Cell(name, 7): result(name, 7) if n < done else None for n, name in enumerate(CATEGORIES)}
+        write_index(tmp_path, results | late, running=True)
 
     def lead() -> str:
         return str(chromium.find_element("css selector", ".lead").text)
 
-    monkeypatch.setattr(sweep, "RELOAD_SECONDS", 0.5)
+    monkeypatch.setattr(sweep_page, "RELOAD_SECONDS", 0.5)
     chromium.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": 800, "height": 300, "deviceScaleFactor": 1, "mobile": False},

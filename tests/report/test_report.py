@@ -3,8 +3,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from datetime import datetime
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from lvd.decide.intervals import wilson
@@ -29,38 +28,12 @@ from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Evidence, Policy, Sequential
 from lvd.detect.bank import Scored
 from lvd.latents.format import Sample
-from lvd.report import defence, figures, tables
-from lvd.report.page import TEMPLATE, ExampleRow, Section, write_page
-from lvd.report.sweep import JobRow, write_dashboard
+from lvd.report import defence, examples, figures, heatmaps, tables
+from lvd.report.html import source
+from lvd.report.page import ExampleRow, Section, write_page
+from support.html import HOSTILE, Tags
 
 NAN = float("nan")
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \"double\" 'single' &amp;"
-
-
-class Tags(HTMLParser):
-    """The tags of a page as a browser sees them, and the text in its scripts and elsewhere."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
-        else:
-            self.text += data
-
-    def named(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == name]
 
 
 def png(pixels: np.ndarray, note: str = "") -> bytes:
@@ -83,9 +56,9 @@ def grid(values: list[list[float]], categories: tuple[str, ...] = ("gore", "mons
     return pd.DataFrame(values, index=list(categories), columns=range(len(values[0])))
 
 
-def heatmap(name: str = "gore") -> "figures.go.Figure":
+def heatmap(name: str = "gore") -> Figure:
     values = grid([[0.6, 0.7], [0.8, float("nan")]], (name, "monster"))
-    return figures.cell_heatmap(values, title=name, colour_range=(0.5, 1))
+    return heatmaps.cell_heatmap(values, title=name, colour_range=(0.5, 1))
 
 
 def render(folder: Path, sections: list[Section], title: str = "Report", lead: str = "") -> Tags:
@@ -177,12 +150,10 @@ def test_a_failed_write_leaves_the_old_page_and_no_litter(
 ) -> None:
     render(tmp_path, [], title="old")
 
-    def torn(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[:10])
+    def full(path: Path, target: Path) -> Path:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", torn)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="disk full"):
         render(tmp_path, [], title="new")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -197,7 +168,7 @@ def test_a_table_shows_a_missing_value_as_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hole", [float("nan"), float("inf")])
 def test_a_hole_is_no_value_but_a_cell_of_its_own(hole: float) -> None:
-    figure = figures.cell_heatmap(grid([[0.6, hole], [0.0, 0.9]]), title="AUROC", colour_range=(0.5, 1))
+    figure = heatmaps.cell_heatmap(grid([[0.6, hole], [0.0, 0.9]]), title="AUROC", colour_range=(0.5, 1))
     values, holes, crosses = figure.data
     z = np.array(values.z, dtype=float)
     assert np.isnan(z[0, 1])
@@ -209,10 +180,10 @@ def test_a_hole_is_no_value_but_a_cell_of_its_own(hole: float) -> None:
 
 
 def test_a_hole_says_why_it_is_one_by_a_mark_and_a_legend_of_its_own() -> None:
-    kinds = [figures.NO_DETECTOR, figures.FAILED, figures.TO_DO, figures.NOT_MEASURED]
+    kinds = [heatmaps.NO_DETECTOR, heatmaps.FAILED, heatmaps.TO_DO, heatmaps.NOT_MEASURED]
     holes = pd.DataFrame([kinds], index=["gore"])
     values = grid([[float("nan")] * 4], ("gore",))
-    figure = figures.cell_heatmap(values, title="", colour_range=(0.5, 1), holes=holes)
+    figure = heatmaps.cell_heatmap(values, title="", colour_range=(0.5, 1), holes=holes)
     marks = [trace for trace in figure.data if trace.type == "scatter"]
     assert {mark.name: list(mark.x) for mark in marks} == {kind: [x] for x, kind in enumerate(kinds)}
     assert all(mark.showlegend for mark in marks)
@@ -221,12 +192,12 @@ def test_a_hole_says_why_it_is_one_by_a_mark_and_a_legend_of_its_own() -> None:
 
 
 def test_a_full_grid_has_no_sign_of_holes() -> None:
-    assert len(figures.cell_heatmap(grid([[0.6, 0.7]] * 2), title="AUROC", colour_range=(0.5, 1)).data) == 1
+    assert len(heatmaps.cell_heatmap(grid([[0.6, 0.7]] * 2), title="AUROC", colour_range=(0.5, 1)).data) == 1
 
 
 def test_the_surface_has_eta_to_the_right_and_marks_the_choice() -> None:
     accuracy = pd.DataFrame([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], index=[1, 2, 3], columns=[0.5, 1.0])
-    cells, chosen = figures.decision_surface(accuracy, eta=3, lam=0.5, title="on val").data
+    cells, chosen = heatmaps.decision_surface(accuracy, eta=3, lam=0.5, title="on val").data
     assert cells.z[list(cells.y).index(0.5)][list(cells.x).index(3)] == 0.5
     assert (chosen.x[0], chosen.y[0]) == (3, 0.5)
     assert (cells.zmin, cells.zmax) == (0.1, 0.6)
@@ -312,10 +283,11 @@ def test_an_interval_that_is_not_there_is_not_written() -> None:
 
 
 def test_a_narrow_page_stacks_its_summaries_and_keeps_the_first_column_of_wide_tables() -> None:
-    narrow = TEMPLATE.template.split("@media (max-width: 700px) {  /*")[1].split("\n}")[0]
+    style = source("report/web/page.css")
+    narrow = style.split("@media (max-width: 700px) {  /*")[1].split("\n}")[0]
     assert ".summary tr { display: grid;" in narrow
     assert "white-space: normal" in narrow
-    assert "position: sticky; left: 0;" in TEMPLATE.template
+    assert "position: sticky; left: 0;" in style
 
 
 # ---- the report
@@ -341,9 +313,9 @@ def scored(*samples: tuple[str, str, list[float]], threshold: float = 0.5) -> Sc
 @pytest.fixture
 def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes the report of a test split; its images are noise, and the middle frame of sample n is n."""
-    monkeypatch.setattr(defence, "load_vae", lambda info: None)
+    monkeypatch.setattr(examples, "load_vae", lambda info: None)
     monkeypatch.setattr(
-        defence,
+        examples,
         "decode_frames",
         lambda vae, x0: torch.stack(
             [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(int(row[0, 0, 0]))) for row in x0]
@@ -361,13 +333,10 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         rows = np.arange(len(test.samples), dtype=float)[:, None, None, None, None] + np.zeros(
             (1, 2, 3, 2, 2)
         )
-        info = SimpleNamespace(
-            category_names=NAMES,
-            latent_shape=(2, 3, 2, 2),
-            steps=SAMPLER_STEPS,
-            pipeline="a/pipeline",
-            scheduler="DDIMScheduler",
+        origin = SimpleNamespace(
+            latent_shape=(2, 3, 2, 2), steps=SAMPLER_STEPS, pipeline="a/pipeline", scheduler="DDIMScheduler"
         )
+        info = SimpleNamespace(category_names=NAMES, origin=origin)
         capture: Any = SimpleNamespace(info=info, step=lambda step: rows)
         rules = measured(test, Vote(eta, 1.0, test.threshold), *([beside] if beside else []))
         cells = []
@@ -379,10 +348,12 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                 why = defence.hole(test, column, step)
                 cells.append({"category": name, "step": step, **metrics, "hole": why})
         (rule,) = (rule for rule, _, _ in rules if rule.kind == decision)
-        options = {"problems": [], "notes": [], "examples": 6, "show_unsafe": False, **options}
+        shown = {"examples": 6, "show_unsafe": False}
+        shown |= {name: options.pop(name) for name in shown if name in options}
+        options = {"problems": [], **options}
         path = tmp_path / "report.html"
-        table = pd.DataFrame(cells)
-        defence.write_report(path, "Report", capture, rules, rule, test, test, table, **options)
+        found = defence.Findings(capture, rules, rule, test, test, pd.DataFrame(cells), **options)
+        defence.write_report(path, "Report", found, **shown)
         return Tags(path.read_text(encoding="utf-8"))
 
     return make
@@ -498,12 +469,12 @@ def drawn(page: Tags) -> list[dict[str, Any]]:
 def test_a_category_without_test_samples_has_detectors_that_cannot_be_measured(report: Any) -> None:
     page = report(scored(CALM, CAUGHT))  # none of beta
     for heatmap in drawn(page)[2:4]:
-        assert [trace["name"] for trace in heatmap["data"] if trace.get("mode")] == [figures.NOT_MEASURED]
+        assert [trace["name"] for trace in heatmap["data"] if trace.get("mode")] == [heatmaps.NOT_MEASURED]
     assert "There are no test samples to measure beta on" in page.text
     holed = scored(CALM, CAUGHT)
     holed.scores_NSK[:, 1, 1] = NAN  # and one of them is missing
     names = {trace["name"] for trace in drawn(report(holed))[2]["data"] if trace.get("mode")}
-    assert names == {figures.NOT_MEASURED, figures.NO_DETECTOR}
+    assert names == {heatmaps.NOT_MEASURED, heatmaps.NO_DETECTOR}
 
 
 def test_a_step_is_an_index_and_steps_run_are_a_count(report: Any) -> None:
@@ -761,99 +732,3 @@ def test_the_printed_summary_has_a_column_a_rule_and_marks_the_one_that_decides(
     assert f"sequential: unsafe samples caught, 2 of 3: 66.7% (95% interval {tpr[0]:.1%} to" in text
     assert f"sequential: {rule.guarantee_in_words()}" in re.sub(r"\s+", " ", text)
     assert lines[-1].startswith("first category named right: 1.000 of 2 caught (")
-
-
-# ---- the sweep's page
-
-
-def job(category: str, step: int, status: str, **changes: object) -> JobRow:
-    metrics = {"auroc": 0.75, "accuracy": 0.7, "f1": 0.6, "loss": 0.5, "seconds": 2.0}
-    curves = {"epoch": [4.0, 8.0], "loss": [0.7, 0.5], "auroc": [0.6, 0.75]}
-    done = status == "done"
-    values = {
-        "directory": f"{category}/step_{step:02d}",
-        "metrics": metrics if done else {},
-        "curves": curves if done else {},
-        "wandb_url": None,
-        "error": HOSTILE if status == "failed" else None,
-    }
-    return JobRow(category, step, status, **{**values, **changes})  # type: ignore[arg-type]
-
-
-def grid_of(page: str) -> dict[str, Any]:
-    (cells,) = [script for script in Tags(page).scripts if '"cells":' in script]
-    found: dict[str, Any] = json.loads(cells)
-    return found
-
-
-def test_the_sweeps_page_has_every_job_behind_its_cell(tmp_path: Path) -> None:
-    jobs = [
-        job("alpha", 0, "done"),
-        job("alpha", 1, "failed"),
-        job("beta", 0, "to do"),
-        job("beta", 1, "done"),
-    ]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
-    page = (tmp_path / "index.html").read_text()
-    assert "2 of 4 detectors are done, 1 failed" in page
-    grid = grid_of(page)
-    assert set(grid["metrics"]) == {"AUROC", "accuracy", "F1", "loss", "seconds", "status"}
-    assert set(grid["cells"]) == {"alpha 0", "alpha 1", "beta 0", "beta 1"}
-    done = grid["cells"]["alpha 0"]
-    assert ["auroc", "0.75"] in done["rows"]
-    assert ["result.json", "alpha/step_00/result.json"] in done["links"]
-    assert [curve["y"] for curve in done["curves"]] == [[0.6, 0.75], [0.7, 0.5]]
-    assert grid["cells"]["beta 0"]["links"] == []
-    assert ["error", HOSTILE] in grid["cells"]["alpha 1"]["rows"]
-    assert HOSTILE not in page
-
-
-def test_a_missing_job_is_a_hole_in_every_metric(tmp_path: Path) -> None:
-    jobs = [job("alpha", 0, "done"), job("alpha", 1, "to do")]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
-    for drawing in grid_of((tmp_path / "index.html").read_text())["metrics"].values():
-        (row,) = drawing["data"][0]["z"]
-        assert row[0] is not None
-        assert row[1] is None
-
-
-def reloads(page: Tags) -> list[dict[str, str | None]]:
-    return [a for a in page.named("p") if "data-reload" in a]
-
-
-def test_the_sweeps_page_says_as_of_when_and_looks_for_news_while_there_may_be_some(tmp_path: Path) -> None:
-    def page(*status: str, running: bool) -> Tags:
-        jobs = [job("alpha", step, name) for step, name in enumerate(status)]
-        write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=running)
-        return Tags((tmp_path / "index.html").read_text())
-
-    before = datetime.now().astimezone().replace(microsecond=0)
-    live = page("done", "to do", running=True)
-    (time,) = live.named("time")
-    assert before <= datetime.fromisoformat(str(time["datetime"])) <= datetime.now().astimezone()
-    assert before.strftime("As of %Y-") in live.text
-    assert len(reloads(live)) == 1
-    for ended in (page("done", "failed", running=False), page("done", "done", running=True)):
-        assert ended.named("time")
-        assert not reloads(ended)
-        assert not any("location.reload" in script for script in ended.scripts)
-
-
-def test_a_job_that_is_to_do_one_that_failed_and_one_without_samples_differ(tmp_path: Path) -> None:
-    unmeasured = job("alpha", 2, "done", metrics={"auroc": NAN, "seconds": 1.0})
-    jobs = [job("alpha", 0, "to do"), job("alpha", 1, "failed"), unmeasured]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=True)
-    page = (tmp_path / "index.html").read_text()
-    marks = [t["name"] for t in grid_of(page)["metrics"]["AUROC"]["data"] if t.get("mode") == "markers"]
-    assert marks == [figures.TO_DO, figures.FAILED, figures.NOT_MEASURED]
-    assert ["auroc", "not measured"] in grid_of(page)["cells"]["alpha 2"]["rows"]
-    assert "nan" not in Tags(page).text.lower()
-
-
-def test_the_cells_are_named_for_the_keyboard_and_the_way_is_told(tmp_path: Path) -> None:
-    jobs = [job(name, step, "done") for name in ("beta", "alpha") for step in (0, 2)]
-    write_dashboard(tmp_path / "index.html", title="tiny", jobs=jobs, running=False)
-    page = (tmp_path / "index.html").read_text()
-    assert grid_of(page)["categories"] == ["beta", "alpha"]  # as they are drawn
-    assert grid_of(page)["steps"] == [0, 2]
-    assert "Enter opens a job, Escape closes" in Tags(page).text

@@ -125,10 +125,10 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_job(
 def test_a_page_that_cannot_be_written_ends_no_sweep(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(run: Path, cells: Any, *, running: bool) -> Path:
+    def full(run: Path, results: Any, *, running: bool) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(run / "index.html"))
 
-    monkeypatch.setattr("lvd.sweep.dashboard.write_index", full)
+    monkeypatch.setattr("lvd.sweep.page.write_index", full)
     ran = train("-m", "category=0", "step=0..1", *TINY, "logger=none")
     assert ran.code == 0, ran.err
     assert "the page runs/tiny/index.html is not up to date: the disk of runs/tiny is full" in ran.err
