@@ -105,7 +105,7 @@ class Origin:
         return _difference("the latent that x0 is computed from", X_T, self.x0_from)
 
     def _weights_mismatches(self, pipe: Pipeline) -> Iterator[str]:
-        """Nothing where the capture did not record weights. They are read anew for every call."""
+        """Nothing where the capture did not record weights. They are compared at every call."""
         from lvd.sampling.weights import weights_digests
 
         if not self.weights:

@@ -1,5 +1,6 @@
 """Every video pipeline: captured as it samples, guarded without a trace, or refused by name."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -769,6 +770,49 @@ def test_of_a_large_network_a_sample_of_each_tensor_is_read(monkeypatch: pytest.
     assert all(noticed(network, position) for position in range(21))
     large = torch.nn.Linear(41, 1)
     assert [position for position in range(41) if noticed(large, position)] == [0, 10, 20, 30, 40]
+
+
+EDITS: dict[str, Callable[[torch.nn.Linear], object]] = {
+    "in place": lambda layer: layer.weight.view(-1)[1].add_(1),
+    "in inference mode": torch.inference_mode()(lambda layer: layer.bias.add_(1)),
+    "loaded": lambda layer: layer.load_state_dict({"weight": torch.zeros(90, 9), "bias": torch.ones(90)}),
+    "another parameter": lambda layer: setattr(layer, "bias", torch.nn.Parameter(layer.bias + 1)),
+    "another parameter in its memory": lambda layer: setattr(
+        layer, "bias", torch.nn.Parameter(layer.bias.data.add_(torch.eye(90)[1]))
+    ),
+    "other data": lambda layer: setattr(layer.weight, "data", layer.weight + torch.eye(90, 9)),
+    "as peft merges": lambda layer: layer.weight.data.add_(1e-3),
+    "in another dtype": lambda layer: layer.double(),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_weights_are_read_once_and_again_when_they_have_changed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = []
+    monkeypatch.setattr(
+        "lvd.sampling.weights.hashlib", SimpleNamespace(sha256=lambda: digests.append(1) or hashlib.sha256())
+    )
+    layer = torch.nn.Linear(9, 90)
+    pipe = SimpleNamespace(unet=layer)
+    before = weights_digests(pipe)
+    assert weights_digests(SimpleNamespace(transformer=layer))["transformer"] == before["unet"]
+    assert len(digests) == 1
+    with torch.no_grad():
+        EDITS[name](layer)
+    after = weights_digests(pipe)
+    assert after != before
+    assert after == weights_digests(pipe) == weights_digests(SimpleNamespace(unet=copy.deepcopy(layer)))
+    assert len(digests) == 3
+
+
+def test_weights_whose_changes_are_not_counted_are_read_at_every_call() -> None:
+    with torch.inference_mode():
+        layer = torch.nn.Linear(90, 9)
+        before = weights_digests(SimpleNamespace(unet=layer))
+        layer.weight[0, 1] += 1
+        assert weights_digests(SimpleNamespace(unet=layer)) != before
 
 
 def test_weights_that_are_elsewhere_are_refused() -> None:
