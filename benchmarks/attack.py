@@ -42,8 +42,8 @@ from torch import Tensor
 from lvd.demo.recogniser import Recogniser
 from lvd.demo.scenes import Caption
 from lvd.errors import LvdError
+from lvd.files import write_json
 from lvd.guard import Guard
-from lvd.latents.format import write_json
 from lvd.progress import progress
 
 X0 = "x0 itself, no bound"

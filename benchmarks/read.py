@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 import torch
 
+from lvd.files import step_name
 from lvd.latents import journal, writer
-from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample, step_name
+from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sampling.origin import Origin
 

@@ -35,10 +35,10 @@ from rich.table import Table
 from lvd.demo.recogniser import EMPTY, Recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, Caption
 from lvd.errors import LvdError
+from lvd.files import write_json
 from lvd.guard import Guard
 from lvd.guard.bundle import Bundle
 from lvd.guard.guard import GuardResult
-from lvd.latents.format import write_json
 
 LOOK_ALIKES = ("red pillar", "candle", "power tool")
 _BATCH = 8

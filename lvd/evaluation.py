@@ -25,9 +25,10 @@ from lvd.decide.sequential import Sequential, fading_evidence
 from lvd.detect.bank import Scored, score_grid
 from lvd.detect.rows import labelled_rows
 from lvd.errors import LvdError
+from lvd.files import write_atomically, write_json
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
 from lvd.guard.export import export_bundle
-from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text, write_atomically, write_json
+from lvd.latents.format import SPLITS, CaptureInfo, Sample, label_text
 from lvd.latents.reader import CaptureReader
 from lvd.report.defence import Findings, auroc_heatmap, hole, write_report
 from lvd.report.tables import print_summary

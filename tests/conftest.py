@@ -22,19 +22,12 @@ from torch import Tensor, nn
 from lvd.decide.rules import Vote
 from lvd.detect.files import save_detector, save_trunk, trunk_digest
 from lvd.detect.network import EncoderConfig, HeadDetector, NetworkDetector, Trunk
+from lvd.files import file_sha256, write_json
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.latents import journal, writer
-from lvd.latents.format import (
-    FORMAT_VERSION,
-    UNLABELLED,
-    CaptureInfo,
-    Sample,
-    read_manifest,
-    write_json,
-    write_manifest,
-)
-from lvd.latents.integrity import file_sha256
+from lvd.latents.format import FORMAT_VERSION, UNLABELLED, CaptureInfo, Sample
+from lvd.latents.manifest import read_manifest, write_manifest
 from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.origin import Origin

@@ -18,7 +18,7 @@ from lvd.decide.paired import newcombe, paired_difference
 from lvd.detect.bank import score_step, step_check
 from lvd.detect.files import load_trunk, save_detector, trunk_digest
 from lvd.detect.network import HeadDetector
-from lvd.latents.integrity import file_sha256
+from lvd.files import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_keys
 from lvd.sweep.results import read_result, write_result

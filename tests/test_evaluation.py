@@ -27,10 +27,10 @@ from lvd.decide.sequential import Sequential
 from lvd.detect.files import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
 from lvd.evaluation import Evaluation, evaluate_runs
+from lvd.files import file_sha256
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
 from lvd.latents.format import UNLABELLED, Sample
-from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, fold
 from lvd.sweep.trained_on import TrainedOn, origin_of

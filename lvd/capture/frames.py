@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvd.capture.decode import decode_frames, frames_at_once, load_vae
+from lvd.files import atomic_file
 from lvd.latents import disk, lock
 from lvd.latents.frames import FrameShape, StepFrames, frames_path, open_frames, write_record
 from lvd.latents.reader import CaptureReader
@@ -64,16 +65,17 @@ def _make(capture: CaptureReader, step: int, shape: FrameShape, path: Path, devi
     vae = load_vae(capture.info.origin, download=True).to(device)
     latents = capture.step(step)
     path.with_suffix(".json").unlink(missing_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")  # of one process: it holds the lock
-    frames = np.lib.format.open_memmap(
-        partial, "w+", np.uint8, (samples, 3, shape.count, shape.height, shape.width)
-    )
-    for start in range(0, samples, _ROWS):
-        rows = range(start, min(start + _ROWS, samples))
-        frames[rows] = decode_clips(vae, torch.from_numpy(latents.read(rows)), shape).numpy()
-    frames.flush()
-    del frames
-    partial.replace(path)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed process: this one has the lock
+        left.unlink()
+    with atomic_file(path) as partial:
+        frames = np.lib.format.open_memmap(
+            partial, "w+", np.uint8, (samples, 3, shape.count, shape.height, shape.width)
+        )
+        for start in range(0, samples, _ROWS):
+            rows = range(start, min(start + _ROWS, samples))
+            frames[rows] = decode_clips(vae, torch.from_numpy(latents.read(rows)), shape).numpy()
+        frames.flush()
+        del frames
     write_record(capture, path)
 
 

@@ -1,6 +1,5 @@
 """What a video is made from beside its prompt: the image or the video that a sample names."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from lvd.errors import LvdError
+from lvd.files import file_sha256, sha256
 from lvd.latents.format import INPUT_COLUMNS, Sample
-from lvd.latents.integrity import file_sha256
 
 
 def named_inputs(row: Mapping[str, str], folder: Path, where: str) -> dict[str, str]:
@@ -34,7 +33,7 @@ def named_inputs(row: Mapping[str, str], folder: Path, where: str) -> dict[str, 
 
 def inputs_digest(named: Mapping[str, str], folder: Path) -> str:
     """What tells a sample's inputs from others, whatever their files are called."""
-    return hashlib.sha256("".join(file_sha256(folder / name) for name in named.values()).encode()).hexdigest()
+    return sha256("".join(file_sha256(folder / name) for name in named.values()).encode())
 
 
 def load_inputs(sample: Sample, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from lvd.capture import label_studio
 from lvd.capture.agreement import Judgement, alpha_by_category, consensus
 from lvd.capture.table import ENDINGS, Row, Table, ending, read_table
 from lvd.errors import LvdError
+from lvd.files import write_atomically
 from lvd.latents.format import (
     SAFE,
     UNLABELLED,
@@ -20,7 +21,6 @@ from lvd.latents.format import (
     label_text,
     read_info,
     read_samples,
-    write_atomically,
 )
 from lvd.latents.splits import assign_splits
 from lvd.latents.writer import relabel

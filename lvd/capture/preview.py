@@ -1,6 +1,5 @@
 """The videos of a capture, for people who label them: `preview/<sample_id>.mp4`."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from lvd.capture.decode import decode_frames, frames_at_once, load_vae
 from lvd.errors import LvdError
+from lvd.files import atomic_file
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
 from lvd.progress import progress
@@ -40,23 +40,20 @@ def write_preview(capture: Path, sample_id: str, frames_FHWC: npt.NDArray[Any], 
     import av
 
     path = capture / FOLDER / f"{sample_id}.mp4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     frames = _enlarged((np.nan_to_num(frames_FHWC).clip(0, 1) * 255).round().astype(np.uint8))
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream(
-                "libx264", rate=round(rate), options={"crf": "18", "preset": "veryfast"}
-            )
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1  # the same bytes on every machine
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    options = {"movflags": "+faststart"}
+    with (
+        atomic_file(path) as partial,
+        av.open(str(partial), "w", format="mp4", options=options) as container,
+    ):
+        quality = {"crf": "18", "preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=round(rate), options=quality)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # the same bytes on every machine
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_missing_previews(capture: CaptureReader, device: torch.device | None = None) -> int:

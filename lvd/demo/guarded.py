@@ -26,8 +26,9 @@ from lvd.demo.draw import GENERATOR, load_pipeline
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser
 from lvd.demo.sheet import blurred, lay_out, stack
 from lvd.errors import LvdError
+from lvd.files import write_json
 from lvd.guard import AuditLog, Decision, Guard
-from lvd.latents.format import Sample, read_samples, write_json
+from lvd.latents.format import Sample, read_samples
 from lvd.sampling.call import call_arguments
 
 SHEET_VIDEOS, SHEET_COLUMNS = 24, 12

@@ -29,6 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from lvd.demo.muon import Muon, matrices_and_rest
 from lvd.demo.recogniser import Recogniser, load_recogniser, targets, to_float, train_recogniser
 from lvd.demo.scenes import FRAMES, SIZE, Scene, all_captions, captions_of, random_scene, record_clips
+from lvd.files import atomic_file
 
 NOTICE = Path(__file__).with_name("FREEDOOM.txt")  # goes with whatever is made from the clips
 MAX_TOKENS = 20
@@ -280,8 +281,8 @@ class Training:
     def save(self) -> None:
         state = {"network": self.network.state_dict(), "average": self.average, "done": self.done}
         state |= {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-        torch.save(state, self.snapshot.with_suffix(".tmp"))
-        self.snapshot.with_suffix(".tmp").replace(self.snapshot)
+        with atomic_file(self.snapshot) as partial:
+            torch.save(state, partial)
 
 
 def train_vae(
@@ -377,8 +378,8 @@ def record(folder: Path, count: int, seed: int) -> tuple[np.ndarray, np.ndarray,
     if not (folder / "clips.npy").exists():
         clips, shares = record_clips(scenes, seed)
         np.save(folder / "shares.npy", shares)
-        np.save(folder / "unfinished.npy", clips)
-        (folder / "unfinished.npy").replace(folder / "clips.npy")
+        with atomic_file(folder / "clips.npy") as partial, partial.open("wb") as file:
+            np.save(file, clips)
     return np.load(folder / "clips.npy", mmap_mode="r"), np.load(folder / "shares.npy"), scenes
 
 

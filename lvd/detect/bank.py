@@ -19,7 +19,8 @@ from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.files import load_detector, load_trunk, trunk_digest
 from lvd.detect.network import HeadDetector, PixelDetector
 from lvd.errors import LvdError
-from lvd.latents.format import Sample, step_name, write_atomically
+from lvd.files import step_name, write_atomically
+from lvd.latents.format import Sample
 from lvd.latents.frames import FrameShape
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import prompt_groups

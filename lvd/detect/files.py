@@ -1,6 +1,5 @@
 """A trunk's or detector's directory: config.json says what it is, model.safetensors holds its weights."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, PixelDetector, Trunk
 from lvd.errors import LvdError
+from lvd.files import atomic_file, file_sha256, sha256, write_atomically
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -38,7 +38,7 @@ class NetworkFiles:
 
     @property
     def weights_sha256(self) -> str:
-        return hashlib.sha256(self.weights).hexdigest()
+        return sha256(self.weights)
 
     def parsed_config(self, *kinds: str) -> dict[str, Any]:
         path = self.directory / "config.json"
@@ -141,7 +141,7 @@ def parse_detector(files: NetworkFiles, trunk_sha256: str | None) -> Detector:
 def trunk_digest(directory: Path) -> str | None:
     """SHA-256 of a trunk's weights, or None where there is no trunk."""
     path = directory / "model.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return file_sha256(path) if path.is_file() else None
 
 
 def _encoder_config(config: dict[str, Any]) -> EncoderConfig:
@@ -160,10 +160,6 @@ def _videomae(config: dict[str, Any]) -> VideoMAEForVideoClassification:
 
 def _save(directory: Path, config: dict[str, Any], module: nn.Module) -> None:
     """The weights come first, each file whole: a directory with a config.json is complete."""
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / ".model.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
-    partial.replace(directory / "model.safetensors")
-    partial = directory / ".config.json.tmp"
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    partial.replace(directory / "config.json")
+    with atomic_file(directory / "model.safetensors") as partial:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, partial)
+    write_atomically(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())

@@ -1,6 +1,5 @@
 """A VideoMAE of somebody else's training, which detectors of pixels start from: a hub id or a directory."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,8 @@ from transformers.utils import logging
 from lvd.detect.network import PixelDetector, videomae_frames
 from lvd.detect.recipe import DetectorRecipe
 from lvd.errors import LvdError
+from lvd.files import file_sha256, sha256
 from lvd.latents.frames import FrameShape
-from lvd.latents.integrity import file_sha256
 
 T = TypeVar("T")
 
@@ -94,7 +93,7 @@ class Pretrained:
         files = [directory / "config.json", *sorted(directory.glob("*.safetensors"))]
         if len(files) < 2 or not files[0].is_file():
             raise LvdError(f"detector.pretrained={self.path} has no config.json and model.safetensors")
-        digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+        digest = sha256("".join(map(file_sha256, files)).encode())
         return f"{directory.resolve().name} sha256:{digest[:12]}"
 
     @property

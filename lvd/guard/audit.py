@@ -8,7 +8,6 @@ the chain there. A tail that was cut off leaves a whole chain: only the last kno
 
 import argparse
 import datetime
-import hashlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.files import json_sha256, sha256
 
 try:
     import fcntl
@@ -55,7 +55,7 @@ class AuditLog:
                         "number": number,
                         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
                         "bundle": bundle,
-                        "prompt_sha256": hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest(),
+                        "prompt_sha256": sha256(prompt.encode(errors="surrogatepass")),
                         **({"prompt": prompt} if self._prompts else {}),
                         **decision,
                         "previous": head,
@@ -151,7 +151,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 def _digest(record: Mapping[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_sha256(content)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the 
 """
 
 import copy
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.files import NetworkFiles, parse_detector, parse_trunk
 from lvd.detect.network import HeadDetector, NetworkDetector, PixelDetector
 from lvd.errors import LvdError
+from lvd.files import has_fields, sha256, step_name
 from lvd.guard.pointer import pointed_to
-from lvd.latents.format import has_fields, step_name
 from lvd.sampling.origin import Origin
 
 BUNDLE_VERSION = 2
@@ -134,7 +133,7 @@ def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str,
         manifest = path.read_bytes()
     except OSError as error:
         raise LvdError(f"no bundle at {directory}: {error.strerror}") from None
-    found = hashlib.sha256(manifest).hexdigest()
+    found = sha256(manifest)
     if digest is not None and digest != found:
         raise LvdError(f"bundle {directory} has the digest {found}, not {digest}: it is not the one you mean")
     try:
@@ -160,7 +159,7 @@ def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str,
             files[name] = entry.read_bytes()
         except OSError as error:
             raise LvdError(f"bundle {directory}: {name} is not readable: {error.strerror}") from None
-        if hashlib.sha256(files[name]).hexdigest() != expected[name]:
+        if sha256(files[name]) != expected[name]:
             raise LvdError(f"bundle {directory} was tampered with: {name} was changed")
     for name in expected:
         if name not in files:

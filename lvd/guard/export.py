@@ -1,6 +1,5 @@
 """Write the bundle of a trained run, all of it or nothing."""
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -8,10 +7,10 @@ from pathlib import Path
 
 from lvd.detect.files import NetworkFiles
 from lvd.errors import LvdError
+from lvd.files import sha256, step_name, sync_directory, write_atomically
 from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, canonical, parse_latent_detector, verify_bundle
 from lvd.guard.model_card import model_card
 from lvd.guard.pointer import bundle_directory, move_old_bundle, point_to
-from lvd.latents.format import step_name, sync_directory, write_atomically
 
 
 def export_bundle(
@@ -31,10 +30,10 @@ def export_bundle(
     manifest = canonical(
         {
             "format_version": BUNDLE_VERSION,
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            "files": {name: sha256(data) for name, data in files.items()},
         }
     )
-    digest = hashlib.sha256(manifest).hexdigest()
+    digest = sha256(manifest)
     directory = bundle_directory(pointer, digest)
     directory.parent.mkdir(parents=True, exist_ok=True)
     move_old_bundle(pointer)
@@ -54,7 +53,7 @@ def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> di
     def network(directory: Path) -> NetworkFiles:
         network = NetworkFiles.read(directory)
         for name, data in _as_files(directory.relative_to(run).as_posix(), network).items():
-            if name in written and hashlib.sha256(data).hexdigest() != written[name]:
+            if name in written and sha256(data) != written[name]:
                 raise LvdError(f"{run / name} is not the file that its job wrote: evaluate again")
         return network
 

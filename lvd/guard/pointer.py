@@ -5,13 +5,12 @@ names it.
 """
 
 import ctypes
-import hashlib
 import os
 import re
 import uuid
 from pathlib import Path
 
-from lvd.latents.format import sync_directory, write_atomically
+from lvd.files import sha256, sync_directory, write_atomically
 
 _FOLDER = "bundles"
 _DIGEST_DIGITS = 12  # of a bundle's digest, in the name of its directory
@@ -56,7 +55,7 @@ def move_old_bundle(pointer: Path) -> None:
     manifest = pointer / "manifest.json"
     bundles = pointer.parent / _FOLDER
     content = manifest.read_bytes() if manifest.is_file() else b""
-    name = hashlib.sha256(content).hexdigest()[:_DIGEST_DIGITS] if content else "without_manifest"
+    name = sha256(content)[:_DIGEST_DIGITS] if content else "without_manifest"
     place, number = bundles / name, 1
     while place.exists():  # the same again, or a bundle that was changed: both stay
         place, number = bundles / f"{name}_{number}", number + 1

@@ -7,8 +7,8 @@ from urllib.parse import quote
 from lvd.capture.label_studio import configuration, task
 from lvd.capture.preview import find_preview
 from lvd.errors import LvdError
+from lvd.files import write_atomically
 from lvd.labelling.queue import Queue
-from lvd.latents.format import write_atomically
 
 FOLDER = "label_studio"
 _LOCAL_FILES = "/data/local-files/?d="  # below Label Studio's LOCAL_FILES_DOCUMENT_ROOT, the captures' folder

@@ -4,7 +4,6 @@ Prompts and names are hostile input: they travel as JSON and are shown as text. 
 previews.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from lvd.capture.preview import find_preview
+from lvd.files import sha256, write_atomically
 from lvd.labelling.queue import Entry, Queue
-from lvd.latents.format import SAFE, write_atomically
+from lvd.latents.format import SAFE
 from lvd.report.html import render, source
 
 FILE = "label.html"
@@ -46,7 +46,7 @@ def _data(queue: Queue) -> dict[str, Any]:
     """What the page's script works on."""
     names = queue.info.category_names
     ids = sorted(entry.sample.sample_id for entry in queue.entries)
-    same = hashlib.sha256(json.dumps([queue.capture.name, names, ids]).encode()).hexdigest()
+    same = sha256(json.dumps([queue.capture.name, names, ids]).encode())
     return {
         "capture": queue.capture.name,
         "memory": f"lvd labels {queue.capture.name} {same[:16]}",  # of another capture, nothing is taken over

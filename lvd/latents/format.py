@@ -6,22 +6,18 @@ step_07/shard_0000.h5   x0 [N, C, F, H, W]      manifest.json  written last: wha
 
 import csv
 import io
-import json
-import os
-import re
 import sys
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Never, TextIO
 
 from lvd.errors import LvdError
+from lvd.files import has_fields, json_bytes, read_json, write_atomically
 from lvd.sampling.origin import Origin
 
 FORMAT_VERSION = 2  # of capture.json and samples.csv; version 1 is read
-MANIFEST_VERSION = 1
 SPLITS = ("train", "val", "test")
 SAMPLE_COLUMNS = ("sample_id", "prompt_id", "prompt", "seed", "categories", "split")
 INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
@@ -130,57 +126,6 @@ class CaptureInfo:
         return ", ".join(f"{index}={name}" for index, name in enumerate(self.category_names))
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One line of the manifest. A shard counts only when it is listed there."""
-
-    path: str  # relative to the capture
-    step: int
-    count: int
-    bytes: int
-    sha256: str
-
-    @classmethod
-    def parse(cls, raw: Any) -> "Shard":
-        """Raises: TypeError or ValueError, when `raw` is not a shard below the capture's own directory."""
-        shard = cls(**raw)
-        numbers = (shard.step, shard.count, shard.bytes)
-        if any(type(number) is not int or number < 0 for number in numbers) or shard.count == 0:
-            raise ValueError
-        if not re.fullmatch(rf"{step_name(shard.step)}/shard_\d{{4,}}\.h5", shard.path):
-            raise ValueError
-        if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
-            raise ValueError
-        return shard
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """manifest.json: what a complete capture consists of.
-
-    `files` has the SHA-256 that capture.json and samples.csv may have: one each, and two only while labels
-    are being changed. A manifest of before there were any has none.
-    """
-
-    shards: list[Shard]
-    files: dict[str, list[str]] = field(default_factory=dict)
-
-    def as_bytes(self) -> bytes:
-        """The file's content, the same for the same manifest."""
-        return _json_bytes(
-            {
-                "format_version": MANIFEST_VERSION,
-                **({"files": self.files} if self.files else {}),
-                "shards": [asdict(shard) for shard in self.shards],
-            }
-        )
-
-
-def step_name(step: int) -> str:
-    """The directory name of a step, in captures and runs: `step_07`."""
-    return f"step_{step:02d}"
-
-
 def no_capture(capture: Path) -> str:
     """What to do about a capture that is not there."""
     return f"no capture at {capture}: make it with capture.py name={capture.name}"
@@ -211,20 +156,13 @@ def read_info(capture: Path) -> CaptureInfo:
     return info
 
 
-def has_fields(raw: dict[str, Any], kind: type) -> bool:
-    """Whether a JSON object has a dataclass's fields and no others; those with a default may be missing."""
-    known = fields(kind)
-    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
-    return needed <= set(raw) <= {f.name for f in known}
-
-
 def write_info(capture: Path, info: CaptureInfo) -> None:
     write_atomically(capture / "capture.json", info_json(info))
 
 
 def info_json(info: CaptureInfo) -> bytes:
     """The content of capture.json."""
-    return _json_bytes(info.fields())
+    return json_bytes(info.fields())
 
 
 def read_samples(capture: Path) -> list[Sample]:
@@ -324,86 +262,6 @@ def samples_csv(samples: Iterable[Sample]) -> bytes:
         values = {**vars(sample), "categories": label_text(sample.categories)}
         writer.writerow([values[column] for column in columns])
     return text.getvalue().encode()
-
-
-def read_manifest(capture: Path) -> Manifest:
-    """Read manifest.json, which a capture has from the moment it is complete.
-
-    Raises:
-        LvdError: the capture is not complete.
-    """
-    path = capture / "manifest.json"
-    begun = (capture / "capture.json").is_file()
-    raw = read_json(
-        path,
-        missing=f"capture {capture} is not complete: run capture.py again to go on with it"
-        if begun
-        else no_capture(capture),
-    )
-    try:
-        if raw["format_version"] != MANIFEST_VERSION or not isinstance(raw["shards"], list):
-            raise TypeError
-        files = {
-            str(name): [str(digest) for digest in digests] for name, digests in raw.get("files", {}).items()
-        }
-        return Manifest([Shard.parse(shard) for shard in raw["shards"]], files)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise LvdError(f"{path} is not a manifest.json of format version {MANIFEST_VERSION}") from None
-
-
-def write_manifest(capture: Path, manifest: Manifest) -> None:
-    write_atomically(capture / "manifest.json", manifest.as_bytes())
-
-
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        LvdError: with the text `missing` when there is no file, or because it holds no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise LvdError(missing) from None
-    except OSError as error:
-        raise LvdError(f"{path} is not readable: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise LvdError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise LvdError(f"{path} does not hold a JSON object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_atomically(path, _json_bytes(value))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing, durably: a reader never sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # several machines may write at once
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable: a rename alone may be lost with the power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _json_bytes(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _is_integer(text: str) -> bool:

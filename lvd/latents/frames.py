@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lvd.errors import LvdError
-from lvd.latents.format import has_fields, read_json, step_name, write_json
-from lvd.latents.integrity import file_sha256
+from lvd.files import file_sha256, has_fields, read_json, step_name, write_json
 from lvd.latents.reader import CaptureReader
 
 FOLDER = "frames"

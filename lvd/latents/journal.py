@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.latents.format import step_name, sync_directory
+from lvd.files import step_name, sync_directory
 
 QUEUED_STEPS = 4  # of one batch that wait to be written: what bounds the memory of a capture
 

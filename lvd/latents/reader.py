@@ -4,7 +4,6 @@ h5py is used to check a shard's structure and to find where its contiguous data 
 memory-mapped. Maps are opened lazily, in the process that reads, and never travel in a pickle.
 """
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lvd.errors import LvdError
-from lvd.latents.format import Shard, read_info, read_manifest, read_samples, step_name
+from lvd.files import sha256, step_name
+from lvd.latents.format import read_info, read_samples
+from lvd.latents.manifest import Shard, read_manifest
 
 __all__ = ["CaptureReader", "StepReader"]
 
@@ -37,7 +38,7 @@ class CaptureReader:
     @property
     def latents_digest(self) -> str:
         """A digest of all shards' digests: it stands for the latents, whatever their labels."""
-        return hashlib.sha256(repr([astuple(shard) for shard in self._shards]).encode()).hexdigest()
+        return sha256(repr([astuple(shard) for shard in self._shards]).encode())
 
     def step(self, step: int) -> "StepReader":
         """The x0 of every sample at one step.

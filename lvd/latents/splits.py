@@ -1,6 +1,5 @@
 """Split samples once into train, val and test: by prompt, so that no near copy of one is in two splits."""
 
-import hashlib
 import math
 import random
 import re
@@ -13,6 +12,7 @@ from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lvd.files import sha256
 from lvd.latents.format import SPLITS, UNLABELLED, Categories, Sample
 
 FRACTIONS = (0.6, 0.2, 0.2)  # train, val, test
@@ -136,7 +136,7 @@ def prompt_groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int
 
 
 def _short_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return sha256(text.encode())[:12]
 
 
 def near_copies(prompts: Sequence[str]) -> list[tuple[int, int]]:

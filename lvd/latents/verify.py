@@ -6,17 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvd.errors import LvdError
-from lvd.latents.format import (
-    CaptureInfo,
-    Manifest,
-    Shard,
-    no_capture,
-    read_info,
-    read_manifest,
-    read_samples,
-)
+from lvd.files import file_sha256
+from lvd.latents.format import CaptureInfo, no_capture, read_info, read_samples
 from lvd.latents.frames import changed_frames
-from lvd.latents.integrity import file_sha256
+from lvd.latents.manifest import Manifest, Shard, read_manifest
 from lvd.latents.reader import map_shard, read_checksums
 from lvd.progress import progress
 

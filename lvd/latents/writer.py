@@ -5,8 +5,6 @@ batches go to a journal, and a closing pass makes shards of it, step by step. Ki
 goes on from what it has.
 """
 
-import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -20,29 +18,31 @@ import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.latents import disk
-from lvd.latents.format import (
-    CaptureInfo,
-    Manifest,
-    Sample,
-    Shard,
-    info_json,
-    read_info,
+from lvd.files import (
+    atomic_file,
+    file_sha256,
     read_json,
-    read_manifest,
-    read_samples,
-    samples_csv,
+    remove_partial_files,
+    sha256,
     step_name,
     sync_directory,
     write_atomically,
-    write_info,
     write_json,
-    write_manifest,
+)
+from lvd.latents import disk
+from lvd.latents.format import (
+    CaptureInfo,
+    Sample,
+    info_json,
+    read_info,
+    read_samples,
+    samples_csv,
+    write_info,
     write_samples,
 )
-from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Batch, batches
 from lvd.latents.lock import alone
+from lvd.latents.manifest import Manifest, Shard, read_manifest, write_manifest
 from lvd.progress import progress
 
 SHARD_BYTES = 256 * 2**20
@@ -107,7 +107,7 @@ def relabel(capture: Path, samples: Sequence[Sample]) -> None:
     """
     with disk.errors_as_sentences(capture), alone(capture):
         contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(read_info(capture))}
-        after = {name: [hashlib.sha256(content).hexdigest()] for name, content in contents.items()}
+        after = {name: [sha256(content)] for name, content in contents.items()}
         manifest = read_manifest(capture) if is_complete(capture) else None
         if manifest is not None:
             before = _digests(capture)
@@ -162,6 +162,7 @@ def finish(capture: Path) -> None:
 def _write_step(
     capture: Path, info: CaptureInfo, step: int, order: Sequence[str], places: Sequence[tuple[Batch, int]]
 ) -> list[Shard]:
+    remove_partial_files(capture / step_name(step))  # of a closing pass that was killed: they take room
     sample_bytes = 2 * int(np.prod(info.origin.latent_shape))
     disk.need(
         capture,
@@ -194,25 +195,17 @@ def _write_shard(
     places: Sequence[tuple[Batch, int]],
     latent_shape: tuple[int, ...],
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    try:
-        with h5py.File(partial, "w") as file:
-            x0 = file.create_dataset("x0", shape=(len(places), *latent_shape), dtype="<f2")
-            checksums = []
-            for start, count in _runs(places):
-                batch, row = places[start]
-                rows = batch.rows(step, row, count)
-                x0[start : start + count] = rows
-                checksums += [zlib.crc32(sample) for sample in rows]
-            ids = [sample_id.encode() for sample_id in sample_ids]
-            file.create_dataset("sample_id", data=np.array(ids, dtype=f"S{max(map(len, ids))}"))
-            file.create_dataset("crc32", data=np.array(checksums, dtype="<u4"))
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, h5py.File(partial, "w") as file:
+        x0 = file.create_dataset("x0", shape=(len(places), *latent_shape), dtype="<f2")
+        checksums = []
+        for start, count in _runs(places):
+            batch, row = places[start]
+            rows = batch.rows(step, row, count)
+            x0[start : start + count] = rows
+            checksums += [zlib.crc32(sample) for sample in rows]
+        ids = [sample_id.encode() for sample_id in sample_ids]
+        file.create_dataset("sample_id", data=np.array(ids, dtype=f"S{max(map(len, ids))}"))
+        file.create_dataset("crc32", data=np.array(checksums, dtype="<u4"))
 
 
 def _runs(places: Sequence[tuple[Batch, int]]) -> list[tuple[int, int]]:
@@ -246,8 +239,8 @@ def _digests(capture: Path) -> dict[str, list[str]]:
 
 def _tidy(capture: Path) -> None:
     """Remove what killed processes left half-written, and then the journal, which says that this is to do."""
-    for left in (*capture.glob(".*.tmp"), *capture.glob("step_*/*.tmp")):
-        left.unlink()
+    for directory in (capture, *capture.glob("step_*")):
+        remove_partial_files(directory)
     shutil.rmtree(capture / "journal", ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from lvd.decide.metrics import Attribution, Summary
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Sequential
 from lvd.detect.bank import Scored
-from lvd.latents.format import write_atomically
+from lvd.files import write_atomically
 from lvd.latents.reader import CaptureReader
 from lvd.report import figure_data, figures, heatmaps
 from lvd.report.examples import examples_section

@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from lvd.latents.format import write_atomically
+from lvd.files import write_atomically
 from lvd.report.html import render, source
 from lvd.report.images import blurred, is_small
 

@@ -25,16 +25,9 @@ from lvd.decide.written import (
 from lvd.detect.rows import left_out
 from lvd.errors import LvdError
 from lvd.latents.disk import size_text
-from lvd.latents.format import (
-    SAFE,
-    SPLITS,
-    UNLABELLED,
-    label_text,
-    read_info,
-    read_manifest,
-    read_samples,
-)
+from lvd.latents.format import SAFE, SPLITS, UNLABELLED, label_text, read_info, read_samples
 from lvd.latents.frames import FOLDER
+from lvd.latents.manifest import read_manifest
 from lvd.latents.verify import verify
 from lvd.report.page import Comparison
 

@@ -1,9 +1,10 @@
 """What a guard recognises a pipeline by: its classes and configurations, read without diffusers."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from lvd.files import json_sha256
 
 # A diffusers pipeline; its classes share no useful base type.
 Pipeline = Any
@@ -28,8 +29,7 @@ def fingerprint(pipe: Pipeline) -> dict[str, str]:
     found = {}
     for name, network in denoisers(pipe).items():
         described = [type(network).__name__, plain_config(network.config), *_plugged_in(pipe, network)]
-        text = json.dumps(described, sort_keys=True)
-        found[name] = hashlib.sha256(text.encode()).hexdigest()
+        found[name] = json_sha256(described)
     return found
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.files import step_name
 from lvd.latents import disk
-from lvd.latents.format import Shard, read_manifest, read_samples, step_name
+from lvd.latents.format import read_samples
 from lvd.latents.frames import FOLDER, FrameShape, open_frames
+from lvd.latents.manifest import Shard, read_manifest
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.results import Result
 

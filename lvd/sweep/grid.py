@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
-from lvd.latents.format import read_info, read_samples, step_name
+from lvd.files import step_name
+from lvd.latents.format import read_info, read_samples
 
 AXES = ("category", "step")
 Part = str | range  # of an axis' values: one as it was typed, or whole numbers, however many

@@ -16,7 +16,7 @@ from lvd.detect.pretrained import Pretrained
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
 from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
-from lvd.latents.integrity import file_sha256
+from lvd.files import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.report.wandb import LoggerConfig
 from lvd.sweep.grid import Cell

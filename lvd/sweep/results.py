@@ -1,14 +1,12 @@
 """result.json: what became of a job. It is the truth; wandb mirrors it."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lvd.errors import LvdError
-from lvd.latents.format import has_fields, read_json, write_json
+from lvd.files import has_fields, json_sha256, read_json, write_json
 from lvd.sweep.grid import Cell
 
 
@@ -50,7 +48,7 @@ def read_result(directory: Path) -> Result | None:
 
 def config_digest(*parts: Any) -> str:
     """A digest of everything that a job's outcome depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_sha256(parts)[:16]
 
 
 def learned_captures(run: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
-from lvd.latents.integrity import file_sha256
+from lvd.files import file_sha256
 from lvd.sweep.grid import Cell
 from lvd.sweep.results import Result, config_digest, read_result, read_results
 from lvd.sweep.trained_on import TrainedOn, read_trained_on

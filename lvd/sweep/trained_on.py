@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
-from lvd.latents.format import CaptureInfo, Sample, has_fields, read_info, read_json, read_samples, write_json
+from lvd.files import has_fields, read_json, write_json
+from lvd.latents.format import CaptureInfo, Sample, read_info, read_samples
 from lvd.latents.splits import prompt_keys
 
 _NO_ORIGIN = {"format_version", "versions", "recorded_steps", "imported"}

@@ -18,10 +18,9 @@ from test_capture import PROMPTS, everything_in
 
 from conftest import capture_info, latents_of, make_samples
 from lvd.errors import LvdError
+from lvd.files import file_sha256, step_name
 from lvd.latents import disk, journal, writer
 from lvd.latents.disk import free_bytes
-from lvd.latents.format import step_name
-from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.verify import verify
 from support import tiny

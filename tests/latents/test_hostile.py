@@ -17,7 +17,7 @@ from h5py import h5d, h5p, h5s, h5t
 
 from conftest import write_capture
 from lvd.errors import LvdError
-from lvd.latents.integrity import file_sha256
+from lvd.files import file_sha256
 from lvd.latents.reader import CaptureReader
 from lvd.latents.verify import verify
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples, of_version_1
 from lvd.capture.labels import label
 from lvd.errors import LvdError
+from lvd.files import file_sha256
 from lvd.latents import journal, writer
 from lvd.latents.format import SPLITS, UNLABELLED, Categories, read_info, read_samples, write_samples
-from lvd.latents.integrity import file_sha256
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader, StepReader
 from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold, near_copies

@@ -13,7 +13,8 @@ import pytest
 from conftest import SHAPE, of_version_1, write_capture
 from lvd.errors import LvdError
 from lvd.latents import writer
-from lvd.latents.format import read_info, read_manifest, read_samples, write_manifest
+from lvd.latents.format import read_info, read_samples
+from lvd.latents.manifest import read_manifest, write_manifest
 from lvd.latents.verify import Finding, verify
 from support.commands import Shell
 

@@ -10,8 +10,8 @@ import pytest
 import lvd.sweep.state
 from conftest import NAMES, STEPS
 from lvd.capture.labels import label
+from lvd.files import file_sha256
 from lvd.guard.bundle import load_bundle
-from lvd.latents.integrity import file_sha256
 from lvd.latents.reader import CaptureReader
 from support.commands import Ran, Shell
 
