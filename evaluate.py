@@ -19,7 +19,7 @@ def evaluation(cfg: DictConfig) -> None:
     from lvd.evaluation import (
         capture_to_measure,
         evaluate_runs,
-        log_to_wandb,
+        log_evaluation,
         print_evaluation,
     )
     from lvd.report.tables import print_comparison
@@ -33,7 +33,7 @@ def evaluation(cfg: DictConfig) -> None:
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
             settings = {**asdict(config), "name": run_dir.name, "capture": capture_dir.name}
-            log_to_wandb(found, run_dir, config.logger, settings)
+            log_evaluation(found, run_dir, config.logger, settings)
             if compared is not None:
                 print(f"{run_dir}:")
             print_evaluation(found, run_dir, config)

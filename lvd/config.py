@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
 from lvd.errors import LvdError, require, require_one_of
-from lvd.report.wandb import LoggerConfig
+from lvd.tracking import LoggerConfig
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile

@@ -357,9 +357,9 @@ def untrained_run(run: Path, kind: Callable[[str, int], str], steps: int = 4) ->
 def trained_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on `capture`: a small trunk and a head for each of the six cells. Copy it to change it."""
     from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
-    from lvd.report.wandb import LoggerConfig
     from lvd.sweep.grid import Cell
     from lvd.sweep.job import Job, run_cell, run_trunk
+    from lvd.tracking import LoggerConfig
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
     size = EncoderSize(width=32, layers=1, heads=2)

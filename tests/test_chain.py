@@ -20,9 +20,9 @@ from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, caption_of
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
 from lvd.evaluation import evaluate_runs
 from lvd.latents.format import Sample, read_samples, write_samples
-from lvd.report.wandb import LoggerConfig
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import Job, run_cell, run_trunk
+from lvd.tracking import LoggerConfig
 
 ROOT = Path(__file__).parent.parent
 CAPTURE = ROOT / "captures/demo"

@@ -717,6 +717,33 @@ def test_the_command_reports_and_logs_one_aggregate_run(
     assert {"detectors", "auroc_by_category_and_step"} <= logged
 
 
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "none"])
+def test_the_command_logs_where_it_is_told_to(
+    logger: str, command: Shell, own_run: Path, shown_capture: Path
+) -> None:
+    arguments = [f"captures={shown_capture.parent}", "eta=2", "lam=0.6", "examples=0", f"logger={logger}"]
+    ran = command("name=tiny", *arguments)
+    assert ran.code == 0, ran.err
+    directory = own_run / "evaluation"
+    assert {kind for kind in ("wandb", "csv", "tensorboard") if (directory / kind).exists()} == (
+        {logger} - {"none"}
+    )
+    detectors = pd.read_csv(directory / "figures" / "detectors.csv")
+    alpha = detectors[detectors["category"] == "alpha"]["auroc"].tolist()
+    accuracy = json.loads((directory / "summary.json").read_text())["rules"]["vote"]["accuracy"]
+    if logger == "csv":
+        logged = pd.read_csv(directory / "csv" / "metrics.csv")
+        assert logged["auroc/alpha"].dropna().tolist() == pytest.approx(alpha)
+        assert logged["vote/accuracy"].dropna().tolist() == pytest.approx([accuracy])
+    elif logger == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(directory / "tensorboard"))
+        events.Reload()
+        assert [event.value for event in events.Scalars("auroc/alpha")] == pytest.approx(alpha)
+        assert [event.value for event in events.Scalars("vote/accuracy")] == pytest.approx([accuracy])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,10 +18,8 @@ from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
 from lvd.files import file_sha256
 from lvd.latents.reader import CaptureReader
-from lvd.report.wandb import LoggerConfig
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import job_log
-from lvd.sweep.loggers import job_logger
 from lvd.sweep.results import Result, config_digest, read_result, write_result
 from lvd.sweep.state import (
     WEIGHTS,
@@ -33,6 +31,7 @@ from lvd.sweep.state import (
     trunk_job_digest,
 )
 from lvd.sweep.trained_on import write_trained_on
+from lvd.tracking import LoggerConfig, tracker
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def _run(
     try:
         with (
             job_log(directory),
-            job_logger(
+            tracker(
                 job.logger,
                 directory,
                 group=job.run.name,
@@ -211,12 +210,12 @@ def _run(
                 job_type="detector" if cell else "trunk",
                 tags=[cell.category, f"step {cell.step}"] if cell else ["trunk"],
                 config={**job.settings, **fields},
-            ) as curves,
+            ) as tracked,
         ):
-            fields["wandb_url"] = curves.url
+            fields["wandb_url"] = tracked.url
             write_trained_on(job.run, job.capture, identity.data)
-            outcome = train(curves.logger)
-            curves.summarise(outcome.metrics)
+            outcome = train(tracked.logger)
+            tracked.summarise(outcome.metrics)
         result = Result(
             status="done",
             seconds=time.monotonic() - started,
