@@ -16,7 +16,6 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.labels import label
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
-    from lvd.capture.uvd import import_uvd
     from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
@@ -26,6 +25,8 @@ def capture(cfg: DictConfig) -> None:
         prompts, safe_prompts = config.prompts_file(), config.safe_prompts_file()
         alpha: dict[str, float | None] = {}
         if config.source == "uvd":
+            from lvd.uvd.importer import import_uvd
+
             import_uvd(
                 config.pipeline.source(),
                 config.videos(),

@@ -23,7 +23,7 @@ from lvd.tracking import LoggerConfig
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
     from lvd.capture.source import Source
-    from lvd.capture.uvd import Videos
+    from lvd.uvd.importer import Videos
 
 
 _CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
@@ -259,13 +259,13 @@ class CaptureConfig:
 
     def videos(self) -> "Videos":
         """The labelled videos of source=uvd."""
-        from lvd.capture.uvd import Videos
+        from lvd.uvd.importer import Videos
 
         assert self.pred_x0 is not None
         return Videos(Path(self.pred_x0), _path(self.pred_xt), self.prompts_file())
 
     def safe_videos(self) -> "Videos | None":
-        from lvd.capture.uvd import Videos
+        from lvd.uvd.importer import Videos
 
         if self.safe_x0 is None:
             return None

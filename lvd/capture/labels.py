@@ -27,7 +27,7 @@ from lvd.latents.writer import relabel
 
 Unnamed = Literal["unlabelled", "safe", "keep"]
 
-_UVD_COLUMNS = ("1", "2", "3", "4", "5")  # the paper's label file: a column of video indices a category
+UVD_COLUMNS = ("1", "2", "3", "4", "5")  # the paper's label file: a column of video indices a category
 _TIDY_COLUMNS = ("sample_id", "category")
 _ANNOTATOR = "annotator"
 _DISAGREEMENTS = "disagreements.csv"
@@ -83,13 +83,13 @@ def label(
     info = read_info(capture)
     before = read_samples(capture)
     table = _read(labels)
-    by_index = set(table.columns) == set(_UVD_COLUMNS)
+    by_index = set(table.columns) == set(UVD_COLUMNS)
     if by_index:
         judgements = _of_indices(table, labels, capture, info, before)
     elif set(table.columns) >= set(_TIDY_COLUMNS):
         judgements = _of_rows(table, info.category_names, before)
     else:
-        raise LvdError(f"{labels} needs the columns sample_id, category or {', '.join(_UVD_COLUMNS)}")
+        raise LvdError(f"{labels} needs the columns sample_id, category or {', '.join(UVD_COLUMNS)}")
 
     unnamed_are: Unnamed = unnamed or ("safe" if by_index else "unlabelled")
     names = info.category_names
@@ -140,7 +140,7 @@ def _read(labels: Path) -> Table:
     if labels.suffix.lower() == ".json":
         return label_studio.read_export(labels)
     if not labels.is_dir():
-        return read_table(labels, {*_TIDY_COLUMNS, _ANNOTATOR, *_UVD_COLUMNS})
+        return read_table(labels, {*_TIDY_COLUMNS, _ANNOTATOR, *UVD_COLUMNS})
     rows: list[Row] = []
     for path in sorted(labels.iterdir()):
         if path.name.startswith(".") or ending(path) not in ENDINGS:
@@ -203,7 +203,7 @@ def _of_indices(
             f"capture {capture} was imported with such labels, and its rows are not the videos' indices: "
             f"give {path} the columns sample_id, category"
         )
-    listed = _uvd_categories(table.rows, path, len(samples), info.category_names)
+    listed = categories_by_index(table.rows, path, len(samples), info.category_names)
     return {samples[index].sample_id: {"": frozenset(given)} for index, given in listed.items()}
 
 
@@ -233,21 +233,22 @@ def _respelt(sample_id: str, known: Iterable[str]) -> str:
     return f", but {same[0]!r}: did a spreadsheet drop leading zeros? give its column the format of text"
 
 
-def read_uvd_labels(path: Path, videos: int, category_names: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """The categories of each video that the paper's label file lists, by its 0-based index.
-
-    Its columns `1`..`5` are ragged lists of the videos of one category each, in the order of
-    `category_names`.
-
-    Raises:
-        LvdError: names the file, the row and what is wrong with it.
-    """
-    table = read_table(path, _UVD_COLUMNS)
-    if set(table.columns) != set(_UVD_COLUMNS):
-        raise LvdError(
-            f"{path} needs the columns {', '.join(_UVD_COLUMNS)}: it has {', '.join(table.columns)}"
-        )
-    return _uvd_categories(table.rows, path, videos, category_names)
+def categories_by_index(
+    rows: Sequence[Row], path: Path, videos: int, names: Sequence[str]
+) -> dict[int, tuple[str, ...]]:
+    """The categories of each video that is in a column of the paper's label file, by its 0-based index."""
+    if len(names) != len(UVD_COLUMNS):
+        raise LvdError(f"{path} labels five categories, the capture has {len(names)}")
+    found: dict[int, set[str]] = {}
+    for row in rows:
+        for column, name in zip(UVD_COLUMNS, names, strict=True):
+            index = row.values[column].strip().removesuffix(".0")  # ragged columns become floats
+            if not index:
+                continue
+            if not index.isdecimal() or len(index) > 18 or int(index) >= videos:
+                raise LvdError(f"{row.where}: {index!r} is not one of the rows 0..{videos - 1}")
+            found.setdefault(int(index), set()).add(name)
+    return {index: _ordered(given, names) for index, given in sorted(found.items())}
 
 
 def parse_label(text: str, names: Sequence[str], where: str) -> Categories:
@@ -289,21 +290,3 @@ def with_splits(
 def _ordered(categories: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
     members = set(categories)
     return tuple(name for name in names if name in members)
-
-
-def _uvd_categories(
-    rows: Sequence[Row], path: Path, videos: int, names: Sequence[str]
-) -> dict[int, tuple[str, ...]]:
-    """The categories of each video that is in a column of the paper's label file, by its 0-based index."""
-    if len(names) != len(_UVD_COLUMNS):
-        raise LvdError(f"{path} labels five categories, the capture has {len(names)}")
-    found: dict[int, set[str]] = {}
-    for row in rows:
-        for column, name in zip(_UVD_COLUMNS, names, strict=True):
-            index = row.values[column].strip().removesuffix(".0")  # ragged columns become floats
-            if not index:
-                continue
-            if not index.isdecimal() or len(index) > 18 or int(index) >= videos:
-                raise LvdError(f"{row.where}: {index!r} is not one of the rows 0..{videos - 1}")
-            found.setdefault(int(index), set()).add(name)
-    return {index: _ordered(given, names) for index, given in sorted(found.items())}

@@ -16,7 +16,10 @@ from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
 if TYPE_CHECKING:  # it imports torch, and commands read capture.json without
     from lvd.sampling.x0 import Scheduler
 
-X_T, X_PREV = "x_t", "x_t-1"  # a step's latent; the one after it, which gives a wrong x0 (lvd/capture/uvd.py)
+X_T, X_PREV = (
+    "x_t",
+    "x_t-1",
+)  # a step's latent; the one after it gives a wrong x0: lvd/uvd/repair.py
 
 # What a caller may choose at every request; any other argument must be as it was in the capture.
 FREE_ARGUMENTS = (

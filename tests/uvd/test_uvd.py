@@ -22,10 +22,7 @@ from hypothesis import strategies as st
 from conftest import StubPipeline, stub_guard
 from lvd.capture import recorder
 from lvd.capture.prompts import PromptsFile
-from lvd.capture.repair import ddim_steps, repair
 from lvd.capture.source import Source
-from lvd.capture.torch_file import open_tensor, read_numbers
-from lvd.capture.uvd import UNKNOWN_SEED, Videos, import_uvd
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
@@ -33,6 +30,9 @@ from lvd.latents.format import Sample, read_info, read_samples
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits
 from lvd.sampling.tap import tap_x0
+from lvd.uvd.importer import UNKNOWN_SEED, Videos, import_uvd
+from lvd.uvd.repair import ddim_steps, repair
+from lvd.uvd.torch_file import open_tensor, read_numbers
 from support import tiny
 from support.commands import ROOT, Ran, Shell
 from support.forks import Command
@@ -432,7 +432,7 @@ def test_prompts_keep_the_same_text_in_one_split(files: PaperFiles) -> None:
 def test_an_import_that_was_interrupted_goes_on_and_is_the_same(
     files: PaperFiles, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("lvd.capture.uvd._BATCH_BYTES", 4 * 2 * STEPS * 1024)
+    monkeypatch.setattr("lvd.uvd.importer._BATCH_BYTES", 4 * 2 * STEPS * 1024)
     whole = files.import_to("whole")
     append, batches = journal.append, []
 
@@ -716,8 +716,8 @@ def test_an_import_killed_again_and_again_ends_as_one_that_was_not(shell: Shell,
 # capture.py, a video at a time, so that there are moments to be killed at
 SLOW_IMPORT = f"""
 import runpy
-import lvd.capture.uvd
-lvd.capture.uvd._BATCH_BYTES = 1
+import lvd.uvd.importer
+lvd.uvd.importer._BATCH_BYTES = 1
 runpy.run_path({str(ROOT / "capture.py")!r}, run_name="__main__")
 """
 

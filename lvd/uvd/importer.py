@@ -7,12 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lvd.capture.labels import read_uvd_labels, with_splits
+from lvd.capture.labels import with_splits
 from lvd.capture.prompts import PromptsFile, row_seed
-from lvd.capture.repair import DdimStep, ddim_steps, fitting_config, repair
 from lvd.capture.source import Source, capture_info, load_pipeline, origin_of
 from lvd.capture.table import Row
-from lvd.capture.torch_file import open_tensor, read_numbers
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import CaptureInfo, Sample
@@ -22,6 +20,9 @@ from lvd.sampling.fingerprint import fingerprint
 from lvd.sampling.origin import X_PREV, X_T
 from lvd.sampling.pipelines import LAYOUT_OF
 from lvd.sampling.x0 import Scheduler
+from lvd.uvd.labels import read_uvd_labels
+from lvd.uvd.repair import DdimStep, ddim_steps, fitting_config, repair
+from lvd.uvd.torch_file import open_tensor, read_numbers
 
 UNKNOWN_SEED = -1
 _BATCH_BYTES = 64 * 2**20  # of x0 as it is stored; one video at least
