@@ -16,6 +16,7 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.labels import label
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
+    from lvd.latents.verify import refuse_damage, verify
     from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
@@ -60,7 +61,9 @@ def capture(cfg: DictConfig) -> None:
                 print_labelling(labels, found)
                 alpha = found.alpha
         if config.verify:
-            print_verified(directory)
+            findings = verify(directory)
+            print_verified(directory, findings)
+            refuse_damage(directory, findings)
         elif config.worker is None:
             print_labels(directory, alpha)
         if config.page or config.label_studio:

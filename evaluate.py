@@ -15,13 +15,10 @@ from lvd.latents.disk import errors_as_sentences
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def evaluation(cfg: DictConfig) -> None:
     from lvd.capture.frames import decoding_device
-    from lvd.comparison import ABOUT
-    from lvd.evaluation import (
-        capture_to_measure,
-        evaluate_runs,
-        log_evaluation,
-        print_evaluation,
-    )
+    from lvd.evaluation.comparison import ABOUT
+    from lvd.evaluation.log import log_evaluation
+    from lvd.evaluation.printed import print_evaluation
+    from lvd.evaluation.run import capture_to_measure, evaluate_runs
     from lvd.report.tables import print_comparison
 
     written = Path(cfg.runs) if cfg.compare else Path(cfg.runs) / cfg.name

@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, caption_of
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine, TrunkRecipe
-from lvd.evaluation import evaluate_runs
+from lvd.evaluation.run import evaluate_runs
 from lvd.latents.format import Sample, read_samples, write_samples
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import Job, run_cell, run_trunk
@@ -63,7 +63,7 @@ def test_the_vote_reaches_the_papers_level(demo: Path) -> None:
 
 
 def test_the_sequential_rule_catches_as_much_and_much_earlier(demo: Path) -> None:
-    """1.000, 0.016 and half the steps were measured; the guarantee is 0.05 in the mean, and one test split may show more."""
+    """1.000, 0.016 and half the steps were measured; alpha is 0.05 in the mean, a split may show more."""
     rules = json.loads((demo / "evaluation/summary.json").read_text())["rules"]
     sequential, vote = rules["sequential"], rules["vote"]
     print(f"sequential: caught {sequential['tpr']:.3f}, safe blocked {sequential['fpr']:.3f}")

@@ -82,7 +82,7 @@ def test_a_capture_or_an_evaluation_that_cannot_be_written_is_a_sentence(
     def refused(*arguments: object, **options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "runs/x/evaluation/scores.csv")
 
-    monkeypatch.setattr("lvd.evaluation.evaluate_runs", refused)
+    monkeypatch.setattr("lvd.evaluation.run.evaluate_runs", refused)
     ran = Shell("evaluate.py", tmp_path, monkeypatch, capfd)("name=x")
     assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
     assert "nothing can be written to runs/x (runs/x/evaluation/scores.csv: Permission denied)" in ran.err

@@ -26,7 +26,8 @@ from lvd.decide.rules import Vote
 from lvd.decide.sequential import Sequential
 from lvd.detect.files import load_trunk, save_trunk, trunk_digest
 from lvd.errors import LvdError
-from lvd.evaluation import Evaluation, evaluate_runs
+from lvd.evaluation.run import evaluate_runs
+from lvd.evaluation.write import Evaluation
 from lvd.files import file_sha256
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer

@@ -8,7 +8,7 @@ from pathlib import Path
 from lvd.errors import LvdError
 from lvd.files import file_sha256
 from lvd.latents.format import CaptureInfo, no_capture, read_info, read_samples
-from lvd.latents.frames import changed_frames
+from lvd.latents.frames import FOLDER, changed_frames
 from lvd.latents.manifest import Manifest, Shard, read_manifest
 from lvd.latents.reader import map_shard, read_checksums
 from lvd.progress import progress
@@ -59,6 +59,24 @@ def verify(capture: Path) -> list[Finding]:
             advance()
     changed = "its content was changed: remove it, it is made again"
     return [*findings, *(Finding(path.as_posix(), changed) for path in changed_frames(capture))]
+
+
+def refuse_damage(capture: Path, findings: Sequence[Finding]) -> None:
+    """Take a capture that `verify` found nothing wrong with.
+
+    Raises:
+        LvdError: how much of it is damaged, and what to do.
+    """
+    if not findings:
+        return
+    files = len({finding.path for finding in findings})
+    samples = len({sample_id for finding in findings for sample_id in finding.sample_ids})
+    if all(finding.path.startswith(FOLDER) for finding in findings):
+        raise LvdError(f"{files} files of decoded frames in {capture} are damaged, as listed: remove them")
+    raise LvdError(
+        f"capture {capture} is damaged: {files} bad files, {samples} samples in doubt, as listed; "
+        "put the files back from a copy, or capture again under another name"
+    )
 
 
 def _described(capture: Path, manifest: Manifest) -> Iterator[Finding]:

@@ -23,12 +23,10 @@ from lvd.decide.written import (
     with_interval,
 )
 from lvd.detect.rows import left_out
-from lvd.errors import LvdError
 from lvd.latents.disk import size_text
 from lvd.latents.format import SAFE, SPLITS, UNLABELLED, label_text, read_info, read_samples
-from lvd.latents.frames import FOLDER
 from lvd.latents.manifest import read_manifest
-from lvd.latents.verify import verify
+from lvd.latents.verify import Finding
 from lvd.report.page import Comparison
 
 _LISTED = 5  # disagreements on the terminal; all of them are in a file
@@ -94,26 +92,12 @@ def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
         Console(soft_wrap=True).print(note, markup=False, highlight=False)
 
 
-def print_verified(capture: Path) -> None:
-    """Read a whole capture and say what is wrong with it.
-
-    Raises:
-        LvdError: the capture is not complete, or anything is wrong.
-    """
-    findings = verify(capture)
+def print_verified(capture: Path, findings: Sequence[Finding]) -> None:
+    """What `verify` found of a complete capture, a line each; nothing: how much was read."""
     for finding in findings:
         print(finding)
     if findings:
-        files = len({finding.path for finding in findings})
-        samples = len({sample_id for finding in findings for sample_id in finding.sample_ids})
-        if all(finding.path.startswith(FOLDER) for finding in findings):
-            raise LvdError(
-                f"{files} files of decoded frames in {capture} are damaged, as listed: remove them"
-            )
-        raise LvdError(
-            f"capture {capture} is damaged: {files} bad files, {samples} samples in doubt, as listed; "
-            "put the files back from a copy, or capture again under another name"
-        )
+        return
     shards = read_manifest(capture).shards
     size = size_text(sum(shard.bytes for shard in shards))
     print(f"capture {capture} is as it was written: {len(shards)} shards, {size}, every byte read")

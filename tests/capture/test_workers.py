@@ -15,7 +15,7 @@ from lvd.decide.metrics import summarise
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.decide.rules import Vote
 from lvd.errors import LvdError
-from lvd.evaluation import evaluate_runs
+from lvd.evaluation.run import evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, lock, writer
 from lvd.latents.format import read_info

@@ -1,0 +1,1 @@
+"""What evaluate.py calls: the defence of a run measured, written down and laid beside others."""
