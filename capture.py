@@ -6,9 +6,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from lvd.axes import expanded
 from lvd.config import CaptureConfig, typed
 from lvd.entry import leave_ctrl_c_to_joblib, run, sentences
-from lvd.sweep.request import worker_arguments
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")
@@ -79,7 +79,7 @@ def capture(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    sys.argv[1:] = worker_arguments(sys.argv[1:])
+    sys.argv[1:] = expanded(sys.argv[1:], ("worker",), "processes")
     capture()
 
 

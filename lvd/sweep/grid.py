@@ -1,18 +1,16 @@
-"""The grid of jobs: the command line that asks for it, and what must hold before it starts."""
+"""The grid of jobs, and which of its cells a command line names."""
 
-import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lvd.axes import Part
 from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.files import step_name
 from lvd.latents.format import read_info, read_samples
 
 AXES = ("category", "step")
-Part = str | range  # of an axis' values: one as it was typed, or whole numbers, however many
-_MOST = 10_000  # values that a range may be written out as
 
 
 @dataclass(frozen=True)
@@ -26,61 +24,6 @@ class Cell:
     def path(self) -> Path:
         """Its output directory below the run's."""
         return Path(self.category) / step_name(self.step)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What a command line gives an axis: as it was typed, and what that names."""
-
-    typed: str
-    parts: tuple[Part, ...]
-
-    @classmethod
-    def parse(cls, typed: str) -> "Axis":
-        """Read `a..b` (both ends included), `range(stop)`, `range(start,stop[,step])`, a number, a name, or a
-        comma list of these.
-
-        Raises:
-            LvdError: it is none of these.
-        """
-        key, _, value = typed.partition("=")
-        texts = [text.strip() for text in re.split(r",(?![^(]*\))", value)]  # commas outside of range(...)
-        return cls(typed, tuple(_part(typed if len(texts) == 1 else f"{key}={text}", text) for text in texts))
-
-    def __len__(self) -> int:
-        return sum(1 if isinstance(part, str) else len(part) for part in self.parts)
-
-    @property
-    def first(self) -> str:
-        """The first value."""
-        part = self.parts[0]
-        return part if isinstance(part, str) else str(part[0])
-
-    def values(self) -> list[str]:
-        """All values.
-
-        Raises:
-            LvdError: there are more than anyone wants.
-        """
-        if len(self) > _MOST:
-            raise LvdError(f"{self.typed} names {len(self)} values, the most is {_MOST}")
-        return [str(value) for part in self.parts for value in ([part] if isinstance(part, str) else part)]
-
-
-def read_axes(arguments: Sequence[str], axes: Collection[str] = AXES) -> tuple[dict[str, Axis], list[str]]:
-    """The axes that arguments `axis=...` give, the last one of each counting, and the other arguments.
-
-    Raises:
-        LvdError: an axis has a value that is not understood.
-    """
-    found, others = {}, []
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if equals and key in axes:
-            found[key] = Axis.parse(argument)
-        else:
-            others.append(argument)
-    return found, others
 
 
 def resolve_cells(
@@ -152,22 +95,3 @@ def _outside(numbers: range, count: int) -> list[str]:
     return [
         f"{part[0]}..{part[-1]}" if len(part) > 1 else str(part[0]) for part in (below, above) if len(part)
     ]
-
-
-def _part(typed: str, text: str) -> Part:
-    if re.search(r"\d{16}", text):  # more than there are jobs in the world
-        raise LvdError(f"{typed[:40]} has a number of sixteen digits or more")
-    try:
-        if match := re.fullmatch(r"range\((.*)\)", text):
-            values = range(*(int(number) for number in match[1].split(",")))
-        elif match := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-            values = range(int(match[1]), int(match[2]) + 1)
-        elif re.fullmatch(r"\w+", text):
-            return text
-        else:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise LvdError(f"{typed} is not understood: write 0..4, 'range(50)', 0,3,7 or names") from None
-    if not values:
-        raise LvdError(f"{typed} is an empty range")
-    return values

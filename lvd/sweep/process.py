@@ -5,17 +5,19 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from lvd.config import TrainConfig
+from lvd.errors import LvdError
 from lvd.latents.format import read_info
 from lvd.sweep.grid import Cell
 from lvd.sweep.log import LOG
 
-STOP = ".stop"  # in a run's directory, under fail_fast: a job has failed, the rest does not start
+STOP = ".stop"  # in a run's directory, under fail_fast: a job has failed, those that are left return at once
 _ISOLATING = ("ray", "submitit_local", "submitit_slurm")  # a death there would end the whole sweep's wait
 
 
@@ -23,7 +25,7 @@ def run_job(config: TrainConfig) -> None:
     """Run the job that a configuration stands for; what becomes of it stands in its result.json."""
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)  # ray starts its workers somewhere else
-    launcher = hydra.runtime.choices["hydra/launcher"] if hydra.mode == RunMode.MULTIRUN else "basic"
+    launcher = hydra.runtime.choices["hydra/launcher"]
     stop = config.run_dir / STOP
     if config.fail_fast and stop.exists():
         return
@@ -34,8 +36,6 @@ def run_job(config: TrainConfig) -> None:
     done = _run_isolated(config, launcher) if isolate else _run(config)
     if config.fail_fast and not done:
         stop.touch()
-        if launcher == "basic":
-            sys.exit(1)  # the one launcher that this ends; under the others the jobs that are left return
 
 
 def job_cell(config: TrainConfig) -> Cell | None:
@@ -99,3 +99,16 @@ def _run_alone(config: TrainConfig) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     sys.exit(0 if _run(config) else 1)
+
+
+def _job_dir(*, _root_: DictConfig) -> str:
+    """A job's output directory below the run's, for conf/train.yaml."""
+    if _root_.task == "trunk":
+        return "trunk"
+    if _root_.category is None or _root_.step is None:
+        raise LvdError("category and step say which job's directory: give both, or task=trunk")
+    info = read_info(Path(_root_.captures) / _root_.capture)
+    return str(Cell(info.category_names[info.category_index(_root_.category)], int(_root_.step)).path)
+
+
+OmegaConf.register_new_resolver("job_dir", _job_dir, replace=True)

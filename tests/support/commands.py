@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+from lvd.axes import read_axes
+from lvd.config import TrainConfig, typed
+from lvd.sweep.grid import AXES
+from lvd.sweep.request import Request, read_request
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +68,15 @@ class Shell:
             str(path.parent.relative_to(self.run_dir)): json.loads(path.read_text())
             for path in sorted(self.run_dir.glob("*/step_*/result.json"))
         }
+
+
+def asked(*arguments: str) -> Request:
+    """What `train.py -m` makes of settings, checked; nothing runs."""
+    axes, settings = read_axes(arguments, AXES)
+    first = [*settings, *(f"{key}={axis.first}" for key, axis in axes.items())]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = typed(compose("train", first), TrainConfig)
+    return read_request(config, "basic", axes, multirun=True)
 
 
 def spoil(shard: Path) -> None:

@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from conftest import FIVE, NAMES, STEPS
+from lvd.axes import Axis, expanded, read_axes
 from lvd.detect.fit import check_machine
 from lvd.detect.recipe import Machine
 from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, read_samples, write_samples
-from lvd.sweep.grid import Axis, Cell, read_axes, resolve_cells
+from lvd.sweep.grid import AXES, Cell, resolve_cells
 from lvd.sweep.job import cell_seed
-from lvd.sweep.request import read_request
-from support.commands import ROOT, Ran, Shell, spoil, wandb_records
+from support.commands import Ran, Shell, spoil, wandb_records
 
 GRID = ["-m", "category=0..4", "step=0..49"]
 TINY = [
@@ -89,20 +87,28 @@ def test_every_spelling_becomes_a_plain_list(given: str, expanded: list[str]) ->
 )
 def test_what_is_no_axis_is_refused_with_its_own_words(given: str) -> None:
     with pytest.raises(LvdError, match=given.partition("=")[0]):
-        read_axes([given])
+        read_axes([given], AXES)
 
 
 def test_other_arguments_are_left_alone() -> None:
     arguments = ["-m", "name=0..4", "stepwise=1", "detector.head.epochs=3", "hydra/launcher=joblib", "--help"]
-    assert read_axes(arguments) == ({}, arguments)
+    assert read_axes(arguments, AXES) == ({}, arguments)
 
 
 def test_the_last_of_an_axis_counts() -> None:
-    axes, others = read_axes(["step=1,2", "category=0", "step=3", "-m"])
+    axes, others = read_axes(["step=1,2", "category=0", "step=3", "-m"], AXES)
     assert ({key: axis.values() for key, axis in axes.items()}, others) == (
         {"step": ["3"], "category": ["0"]},
         ["-m"],
     )
+
+
+def test_hydra_gets_a_list_or_a_range_that_it_sweeps() -> None:
+    typed = ["step=0..3", "-m", "name=mine", "category=0..1,4"]
+    assert expanded(typed, AXES, "jobs") == ["-m", "name=mine", "step=0,1,2,3", "category=0,1,4"]
+    assert expanded(["-m", "step=0..999999"], AXES, "jobs") == ["-m", "step=range(0,1000000,1)"]
+    with pytest.raises(LvdError, match="names 4 jobs: add -m"):
+        expanded(typed[:1], AXES, "jobs")
 
 
 @pytest.mark.parametrize("value", ["0..99999999999999999999", "range(10000000000000000)", "9" * 5000])
@@ -143,27 +149,65 @@ def test_all_steps_that_are_not_there_are_in_one_sentence(
     assert problems == ([] if problem is None else [f"the capture has {problem}"])
 
 
-def hydra_jobs(arguments: Sequence[str]) -> int:
-    """How many jobs Hydra's own sweeper makes of these arguments."""
-    overrides = [argument for argument in arguments if argument != "-m"]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return sum(len(batch) for batch in batches)
+class Launched:
+    """A launcher of Hydra that runs nothing: the batches that it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[list[str]] = []
+        monkeypatch.setattr(Plugins, "instantiate_launcher", lambda *_, **__: self)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+        axes = ("category=", "step=")
+        self.batches.append(
+            [" ".join(text for text in job if text.startswith(axes)) for job in job_overrides]
+        )
+        return []
 
 
 @pytest.mark.parametrize("step", ["step=0..49", "step=range(50)", "step=0..24,range(25,50)"])
-def test_hydra_makes_250_jobs_of_the_grid(
-    step: str, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_grid_is_one_batch_of_250_jobs(
+    step: str, train: Shell, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(shutil.copytree(wide, tmp_path / "wide"))
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    request = read_request(["-m", "category=0..4", step, "name=wide"], ROOT / "conf", "train")
-    assert request is not None
-    run: list[int] = []
-    assert request.run(lambda: run.append(hydra_jobs(sys.argv[1:]))) is None
-    assert run == [250]
-    if "range" not in step:
-        assert hydra_jobs(["-m", "category=0..4", step]) == 1  # what Hydra alone would do
+    shutil.copytree(wide / "captures" / "wide", train.directory / "captures" / "tiny")
+    launched = Launched(monkeypatch)
+    train("-m", "category=0..4", step, *TINY)
+    assert launched.batches == [[f"category={name} step={i}" for name in FIVE for i in range(50)]]
+
+
+def test_of_20_jobs_of_which_7_are_done_13_are_launched(
+    train: Shell, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No product of categories and steps: the cells that are left, in one batch, and no others."""
+    shutil.copytree(wide / "captures" / "wide", train.directory / "captures" / "tiny")
+    settings = [*TINY, "logger=none"]
+    assert train("-m", "category=0", "step=0..3", *settings).code == 0
+    assert train("-m", "category=1", "step=0,2,3", *settings).code == 0
+    launched = Launched(monkeypatch)
+    ran = train("-m", "category=0..4", "step=0..3", *settings)
+    assert "20 detectors, trained from scratch" in ran.out
+    assert "7 of them are done" in ran.out
+    left = [("two", 1), *((name, step) for name in FIVE[2:] for step in range(4))]
+    assert launched.batches == [[f"category={name} step={step}" for name, step in left]]
+    assert "13 of 20 jobs failed" in ran.err  # they did not run
+
+    for name, step in left[1:]:
+        shutil.copytree(train.run_dir / "one" / "step_00", train.run_dir / name / f"step_{step:02d}")
+    assert train("-m", "category=0,1", "step=0..3", *settings).code == 1
+    assert launched.batches[1:] == [["category=two step=1"]]
+    assert train("-m", "category=0", "step=0..3", *settings).code == 0
+    assert len(launched.batches) == 2  # nothing is left, nothing is launched
+
+
+def test_one_job_runs_here_whatever_launcher_is_named(
+    train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without -m; the launcher of a sweep is the experiment's, or the one that is typed."""
+    settings = [*TINY, "experiment=demo", "capture=tiny", "logger=none"]
+    ran = train("category=0", "step=1", *settings, "hydra/launcher=joblib")
+    assert ran.code == 0, ran.err
+    assert "val: " in ran.out
+    hydra = (train.run_dir / "alpha" / "step_01" / ".hydra" / "hydra.yaml").read_text()
+    assert "hydra/launcher: basic" in hydra
 
 
 # ---- the plan

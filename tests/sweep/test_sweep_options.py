@@ -26,8 +26,7 @@ from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
 from lvd.latents import disk
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.check import disk_problem
-from lvd.sweep.request import read_request, typed_choices_win
-from support.commands import ROOT, Shell, spoil, wandb_records
+from support.commands import ROOT, Shell, asked, spoil, wandb_records
 
 TINY = ["name=tiny", "accelerator=cpu", "encoder.width=16", "encoder.layers=1", "encoder.heads=2"]
 TINY += ["detector.network.epochs=1", "detector.network.shift=0", "detector.head.epochs=1"]
@@ -352,9 +351,7 @@ def test_every_documented_override_is_understood(
     assert len(overrides) > 20
     seen: dict[str, TrainConfig] = {}
     for line in overrides:
-        request = read_request([*SIX, "name=tiny", *line.split()], ROOT / "conf", "train")
-        assert request is not None
-        seen[line] = request.config
+        seen[line] = asked(*SIX[1:], "name=tiny", *line.split()).config
     assert (
         len({str(config) for config in seen.values()}) >= len(seen) - 1
     )  # each changes something: devices=1
@@ -367,8 +364,7 @@ def test_an_experiment_is_one_override(
 ) -> None:
     monkeypatch.chdir(train.directory)
     captured.rename(captured.with_name("demo"))
-    request = read_request([*SIX, f"experiment={experiment}"], ROOT / "conf", "train")
-    assert request is not None
+    request = asked(*SIX[1:], f"experiment={experiment}")
     assert request.config.name == experiment
     assert len(request.cells) == 6
 
@@ -398,13 +394,7 @@ def test_an_experiment_holds_where_nothing_is_typed(
 ) -> None:
     monkeypatch.chdir(train.directory)
     captured.rename(captured.with_name("demo"))
-    request = read_request(
-        typed_choices_win([*SIX, "experiment=smoke", "seed=3"], ROOT / "conf", "train"),
-        ROOT / "conf",
-        "train",
-    )
-    assert request is not None
-    config = request.config
+    config = asked(*SIX[1:], "experiment=smoke", "seed=3").config
     assert (config.encoder.width, config.logger.kind, config.logger.project) == (32, "none", None)
     assert (config.detector.head.epochs, config.seed) == (2, 3)
 
