@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -70,6 +71,11 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         _until(lambda: "idle" in _ask(environment, "sinfo", "-h", "-o", "%T"), folder)
         yield environment
         _ask(environment, "scancel", "--state=PENDING,RUNNING", "-u", "root")
+
+
+def arrays(environment: dict[str, str]) -> Counter[str]:
+    """How many jobs each array has had so far, by the array's number."""
+    return Counter(_ask(environment, "squeue", "-r", "-h", "--states=all", "-o", "%F").split())
 
 
 def _until(holds: object, folder: Path) -> None:

@@ -164,6 +164,22 @@ def test_a_failure_and_a_death_among_many_jobs(
     assert sweep.outcome() == uninterrupted
 
 
+def test_slurm_gets_one_array_of_the_jobs_that_are_left(
+    wide: Path, tmp_path: Path, slurm_environment: dict[str, str]
+) -> None:
+    """7 of 20 cells are done: 13 jobs, which no product of categories and steps is."""
+    sweep = Sweep(tmp_path, wide, slurm_environment)
+    assert sweep("category=0", steps="step=0..3")[0] == 0
+    assert sweep("category=1", steps="step=0,2,3")[0] == 0
+    before, done = slurm.arrays(slurm_environment), sweep.results()
+    assert len(done) == 7
+    code, printed = sweep("hydra/launcher=submitit_slurm", "hydra.launcher.mem_gb=1")
+    assert code == 0, printed
+    assert "20 of 20 detectors done" in printed
+    assert sorted((slurm.arrays(slurm_environment) - before).values()) == [13]
+    assert {place: sweep.results()[place] for place in done} == done
+
+
 def test_killed_ten_times_over_and_completed_it_equals_an_uninterrupted_sweep(
     wide: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
