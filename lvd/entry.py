@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -105,6 +106,11 @@ def _told(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and is_dataclass(cause.object_type):
         return no_setting(str(cause.full_key), cause.object_type)
+    if chosen := re.search(r"In '(experiment/.+)': Could not override '(\w+)'", str(error)):
+        file, group = chosen.groups()
+        return (
+            f"conf/{file}.yaml overrides {group}: take its values with `- /{group}/NAME` in defaults instead"
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     words = [line.strip() for line in lines if not line.startswith("\t")][:2]
     if isinstance(error, MissingConfigException) and error.options:

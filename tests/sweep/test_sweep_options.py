@@ -406,6 +406,26 @@ def test_a_configuration_is_shown_as_it_is_run(train: Shell) -> None:
     assert config["logger"] == {"kind": "wandb", "project": "lvd", "entity": None}
 
 
+def test_an_experiment_of_ones_own_takes_ready_values(train: Shell) -> None:
+    """Its own values lie over them, and a choice that is typed over both."""
+    folder = train.directory / "own" / "experiment"
+    folder.mkdir(parents=True)
+    mine = "# @package _global_\ndefaults:\n  - /encoder/small\nencoder: {layers: 2, patch: 4}\n"
+    (folder / "mine.yaml").write_text(mine)
+    (folder / "old.yaml").write_text(mine.replace("/encoder/small", "override /encoder: small"))
+
+    def size(*arguments: str) -> tuple[int, int, int | None]:
+        shown = yaml.safe_load(train("--config-dir", "own", "--cfg", "job", *arguments).out)["encoder"]
+        return shown["width"], shown["layers"], shown["patch"]
+
+    assert size("experiment=mine") == (192, 2, 4)
+    assert size("experiment=mine", "encoder=tiny") == (96, 4, None)
+    assert size("experiment=mine", "encoder=tiny", "encoder.patch=2") == (96, 4, 2)
+    ran = train("--config-dir", "own", "category=0", "step=0", "experiment=old")
+    assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
+    assert "take its values with `- /encoder/NAME` in defaults instead" in ran.err
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
