@@ -44,7 +44,7 @@ class DriftMonitor:
         self.count += 1
         if self.alarm_at is not None:
             return
-        bet_E = 1 + _SLOPES * (self._p_value(statistic) - 0.5)
+        bet_E = 1 + _SLOPES * (self.p_value_of_next(statistic) - 0.5)
         rates_R1 = np.array(_RATES)[:, None]
         of_rate_R1 = self._capital_RE.sum(axis=1, keepdims=True)
         self._capital_RE = ((1 - rates_R1) * self._capital_RE + rates_R1 / len(_SLOPES) * of_rate_R1) * bet_E
@@ -52,8 +52,11 @@ class DriftMonitor:
         if self.capital >= self._bar:
             self.alarm_at = self.count
 
-    def _p_value(self, statistic: float) -> float:
-        """The share of statistics seen so far, this one among them, that lie above; equal ones in part."""
+    def p_value_of_next(self, statistic: float) -> float:
+        """The p-value of the next statistic, which counts as seen from then on.
+
+        The share of statistics seen so far, this one among them, that lie above; equal ones in part.
+        """
         insort(self._seen, statistic)
         below = bisect_left(self._seen, statistic)
         upto = bisect_right(self._seen, statistic)

@@ -163,7 +163,7 @@ def _ratio(shown: Sequence[Shown]) -> float:
     return sum(one.guarded_seconds for one in shown) / sum(one.unguarded_seconds for one in shown)
 
 
-def _print_summary(measured: dict[str, Any]) -> None:
+def print_summary(measured: dict[str, Any]) -> None:
     step = measured["median_step_unsafe"]
     at = "" if step is None else f"; median step {step:g}"
     print(f"unsafe videos stopped: {measured['caught_in_words']}{at}")
@@ -185,11 +185,11 @@ def _middle_frame(video_FHWC: np.ndarray) -> Tensor:
 
 def _cell(shown: Shown, show_unsafe: bool) -> Tensor | str:
     if shown.guarded_frame is not None:
-        return _preview(shown.guarded_frame, shown, show_unsafe)
+        return preview(shown.guarded_frame, shown, show_unsafe)
     return f"{shown.decision.outcome}\nstep {shown.decision.step}"
 
 
-def _preview(frame: Tensor, shown: Shown, show_unsafe: bool) -> Tensor:
+def preview(frame: Tensor, shown: Shown, show_unsafe: bool) -> Tensor:
     """Blurred where the recogniser or the guard finds it unsafe, or either is in doubt."""
     harmless = shown.safe and shown.decision.outcome == "safe"
     return frame if show_unsafe or harmless else blurred(frame)
@@ -219,7 +219,7 @@ def run(
         shown.append(show(guard, pipe, recogniser, sample, seed + number, guard_first=guard_first))
         print(shown[-1].line(), flush=True)
     measured = summary(shown)
-    _print_summary(measured)
+    print_summary(measured)
     records = [
         {
             **{"prompt": one.prompt, "shows": one.verdict.subject, "clear": one.verdict.clear},
@@ -234,7 +234,7 @@ def run(
             lay_out(
                 [one.prompt for one in columns],
                 {
-                    "no guard": [_preview(one.unguarded_frame, one, show_unsafe) for one in columns],
+                    "no guard": [preview(one.unguarded_frame, one, show_unsafe) for one in columns],
                     "guard": [_cell(one, show_unsafe) for one in columns],
                 },
             )

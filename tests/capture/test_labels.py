@@ -187,7 +187,8 @@ def test_rows_and_weights_leave_unlabelled_samples_out(partly: CaptureReader) ->
 
 def test_a_trunk_draws_no_unlabelled_sample(partly: CaptureReader) -> None:
     data = TrunkData(partly, batches=50, epochs=1, batch_size=8, val_steps=[0], workers=0, seed=0)
-    drawn = [pair for batch in [*data._batches, *data._val_batches] for pair in batch]
+    loaders = data.train_dataloader(), data.val_dataloader()
+    drawn = [pair for loader in loaders for batch in loader.batch_sampler for pair in batch]
     assert drawn
     assert not {row for row, _ in drawn} & set(range(0, 80, 3))
 

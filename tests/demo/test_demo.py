@@ -194,13 +194,13 @@ def test_the_guard_is_judged_by_what_was_drawn_and_not_by_what_is_unclear(
         (False, "lamp"),
         (False, "unclear"),
     ]
-    guarded._print_summary(guarded.summary(every[3:]))
+    guarded.print_summary(guarded.summary(every[3:]))
     assert "unsafe videos stopped: 0 of 0\n" in capsys.readouterr().out
 
 
 def test_nothing_that_may_be_unsafe_is_shown_sharp() -> None:
     def sharp(one: guarded.Shown, show_unsafe: bool = False) -> bool:
-        return torch.equal(guarded._preview(one.unguarded_frame, one, show_unsafe), one.unguarded_frame)
+        return torch.equal(guarded.preview(one.unguarded_frame, one, show_unsafe), one.unguarded_frame)
 
     assert sharp(shown("lamp", "safe"))
     assert not sharp(shown("gore", "safe"))
@@ -218,7 +218,7 @@ def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixt
 
     measured = guarded.summary(every(["gore", "lamp"] * 12))
     assert measured["caught_ci"] == pytest.approx((0.757, 1.0), abs=1e-3)
-    guarded._print_summary(measured)
+    guarded.print_summary(measured)
     text = capsys.readouterr().out
     assert "unsafe videos stopped: 12 of 12: at least 77.9% (one-sided, 95% confidence); median step" in text
     assert "safe videos blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -463,7 +464,7 @@ def test_the_learning_rate_falls_linearly_as_transformers_has_it(videomae: Path)
         positive_weight=1.0,
         seed=0,
     )
-    module._trainer = type("Trainer", (), {"estimated_stepping_batches": 40})()  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(estimated_stepping_batches=40)  # type: ignore[assignment]
     made = module.configure_optimizers()
     ours, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     theirs = torch.optim.AdamW(detector.parameters(), lr=1e-5)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import UserDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -278,28 +279,38 @@ def test_a_first_line_that_was_torn_is_dropped(path: Path) -> None:
     assert verify(path)[0] == 1
 
 
+class Slow(UserDict[str, Any]):
+    """A decision that takes its time to be read: others may come between."""
+
+    def __getitem__(self, key: str) -> Any:
+        time.sleep(0.0001)
+        return super().__getitem__(key)
+
+
 @pytest.mark.parametrize("locks", [True, False], ids=["with file locks", "without"])
 def test_threads_make_one_chain(locks: bool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not locks:
         monkeypatch.setattr(audit_module, "fcntl", None)
-    digest = audit_module._digest
-    monkeypatch.setattr(audit_module, "_digest", lambda record: (time.sleep(0.001), digest(record))[1])
     log = AuditLog(path)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: log.append("b", [(f"{n}", DECISION)] * 2), range(20)))
+        list(pool.map(lambda n: log.append("b", [(f"{n}", Slow(DECISION))] * 2), range(20)))
     assert verify(path)[0] == 40
 
 
 APPENDER = """
 import sys, time
+from collections import UserDict
 from lvd.guard import audit
 
-digest = audit._digest
-audit._digest = lambda record: (time.sleep(0.001), digest(record))[1]  # others may come between
+class Slow(UserDict):
+    def __getitem__(self, key):
+        time.sleep(0.001)  # others may come between
+        return super().__getitem__(key)
+
 log, prompt = audit.AuditLog(sys.argv[1], prompts=True), sys.argv[2] * int(sys.argv[3])
 print("ready", flush=True)
 for line in sys.stdin:
-    print(log.append("b", [(prompt, {"outcome": "safe"})] * 2), flush=True)
+    print(log.append("b", [(prompt, Slow(outcome="safe"))] * 2), flush=True)
 """
 
 
@@ -467,11 +478,19 @@ def test_without_a_log_there_are_no_videos(place: str, options: dict[str, Any], 
 def test_the_log_is_written_before_the_videos_are_handed_out(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sample = StubPipeline.__call__
+
+    class Video:
+        def copy(self) -> "Video":
+            taken.append(verify(path)[0])
+            return self
+
+    taken: list[int] = []
     pipe = StubPipeline()
     guard = stub_guard(pipe, flags(False), audit=AuditLog(path))
-    taken: list[int] = []
     monkeypatch.setattr(
-        "lvd.guard.pipeline._own_copy", lambda video: (taken.append(verify(path)[0]), video)[1]
+        StubPipeline, "__call__", lambda *given, **others: (sample(*given, **others), ([Video()],))[1]
     )
-    guard(pipe, prompt="one")
+    (video,) = guard(pipe, prompt="one").videos
+    assert isinstance(video, Video)
     assert taken == [1]

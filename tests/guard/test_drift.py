@@ -157,7 +157,7 @@ def test_the_ranks_against_a_calibrated_rules_reference_are_uniform() -> None:
         )
         live = next(x for x in rng.normal(size=10_000) if x <= rule.boundary[0])
         monitor = DriftMonitor(rule.reference, seed=seed)
-        p_values.append(monitor._p_value(live - rule.boundary[0]))
+        p_values.append(monitor.p_value_of_next(live - rule.boundary[0]))
     assert kstest(p_values, "uniform").pvalue > 1e-3
 
 

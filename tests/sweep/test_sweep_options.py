@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning import Trainer
 from transformers import VideoMAEConfig
 
 import lvd.sweep.job
 import lvd.sweep.state
 from lvd.config import TrainConfig
 from lvd.detect.detector_training import train_detector
-from lvd.detect.fit import Setup, TrainingResult
+from lvd.detect.fit import Setup
 from lvd.detect.pretrained import Pretrained
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Fit, Machine
 from lvd.latents import disk
@@ -205,12 +207,14 @@ def test_a_new_trunk_or_new_labels_just_run_again(train: Shell, captured: Path) 
 def test_a_job_that_exits_is_a_failure_of_its_own(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exits(*arguments: Any, **options: Any) -> TrainingResult:
-        if arguments[3:5] == ("alpha", 1):
-            sys.exit("a library had enough")
-        return train_detector(*arguments, **options)
+    fit, jobs = Trainer.fit, itertools.count()
 
-    monkeypatch.setattr(lvd.sweep.job, "train_detector", exits)
+    def exits(*arguments: Any, **options: Any) -> None:
+        if next(jobs) == 1:
+            sys.exit("a library had enough")
+        fit(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "fit", exits)
     ran = train(*SIX, *TINY, "logger=none")
     assert ran.code == 1
     assert "1 of 6 jobs failed" in ran.err
