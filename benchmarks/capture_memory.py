@@ -19,7 +19,7 @@ def peak_megabytes(videos: int) -> float:
     import torch
     from diffusers import DDIMScheduler
 
-    from lvd.capture import recorder
+    from lvd.capture.recorder import record
     from lvd.capture.source import Source
     from lvd.latents.format import Sample
 
@@ -33,11 +33,10 @@ def peak_megabytes(videos: int) -> float:
                 x_t = self.scheduler.step(torch.randn_like(x_t), timestep, x_t).prev_sample
             return (x_t,)
 
-    recorder.load_pipeline = lambda _source: Stub()
     source = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
     samples = [Sample(f"s{i}", str(i), f"prompt {i}", i, (), "train") for i in range(videos)]
     with tempfile.TemporaryDirectory() as folder:
-        recorder.record(source, samples, Path(folder) / "capture", batch_size=10, preview=False)
+        record(source, samples, Path(folder) / "capture", batch_size=10, preview=False, pipe=Stub())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from lvd.capture import recorder
+from lvd.capture.recorder import record
 from lvd.capture.source import Source
 from lvd.latents import writer
 from lvd.latents.format import Sample
@@ -61,7 +61,6 @@ def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float,
     bare_step, bare_call = statistics.median(stub.step_seconds), stub.call_seconds[0]
     stub.step_seconds, stub.call_seconds = [], []
 
-    recorder.load_pipeline = lambda _source: stub
     finish, closing = writer.finish, []
 
     def timed_finish(capture: Path) -> None:
@@ -72,7 +71,7 @@ def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float,
     writer.finish = timed_finish
     samples = [Sample(f"s{i:03d}", str(i), f"prompt {i}", i, (), "train") for i in range(BATCHES * batch)]
     started, worked = time.perf_counter(), time.thread_time()
-    recorder.record(SOURCE, samples, directory, batch_size=batch, preview=False)
+    record(SOURCE, samples, directory, batch_size=batch, preview=False, pipe=stub)
     total, work = time.perf_counter() - started, time.thread_time() - worked
     writer.finish = finish
 

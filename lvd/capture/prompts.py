@@ -16,7 +16,9 @@ from lvd.latents.splits import default_prompt_id
 
 _COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
 _FILE = "file"  # the column that a file's own name stands for
-_ID = re.compile(r"[\w.-]{1,100}")  # names files
+_ID_LENGTH = 100
+_ID = re.compile(rf"[\w.-]{{1,{_ID_LENGTH}}}")  # names files
+_SEEDS = 2**63  # a generator of torch takes one below
 MAX_PROMPT = 10_000  # characters: a text encoder reads a few hundred tokens; more is a file that was misread
 
 
@@ -171,11 +173,27 @@ def read_prompts(
             raise LvdError(f"{row.where} names {label_text(sample.categories)}, but safe_prompts are safe")
         seen.add(sample.sample_id)
         sample = _seen_from(prompts.folder, sample, own.folder)
-        samples += _videos_of(sample, videos_per_prompt) if videos_per_prompt > 1 else [sample]
+        samples += _videos_of(sample, videos_per_prompt, row.where) if videos_per_prompt > 1 else [sample]
     return with_splits(samples, seed)
 
 
-def _videos_of(sample: Sample, count: int) -> list[Sample]:
+def _videos_of(sample: Sample, count: int, where: str) -> list[Sample]:
+    """The samples of a row.
+
+    Raises:
+        LvdError: the last one's seed or sample_id would not be one any more.
+    """
+    last = count - 1
+    if sample.seed + last >= _SEEDS:
+        raise LvdError(
+            f"{where}: seed {sample.seed} is too high for {count} videos, whose seeds follow: the most is "
+            f"2^63 - {count}"
+        )
+    if not _ID.fullmatch(f"{sample.sample_id}-{last}"):
+        raise LvdError(
+            f"{where}: sample_id {sample.sample_id!r} is too long for {count} videos, which are called "
+            f"sample_id-0 to sample_id-{last}: at most {_ID_LENGTH - len(f'-{last}')} characters"
+        )
     return [
         replace(sample, sample_id=f"{sample.sample_id}-{number}", seed=sample.seed + number)
         for number in range(count)
@@ -198,7 +216,8 @@ def _sample(
     sample_id = values.get("sample_id", default_id)
     if not _ID.fullmatch(sample_id):
         raise LvdError(
-            f"{where}: sample_id {sample_id[:120]!r} must be letters, digits, '.', '_' and '-', 100 at most"
+            f"{where}: sample_id {sample_id[:120]!r} must be letters, digits, '.', '_' and '-', "
+            f"{_ID_LENGTH} at most"
         )
     own_id = inputs_digest(inputs, folder)[:12] if inputs else default_prompt_id(prompt)
     prompt_id = values.get("prompt_id", own_id)
@@ -230,6 +249,6 @@ def row_seed(row: Row, default: int) -> int:
     if "seed" not in row.values:
         return default
     seed = row.values["seed"]
-    if not seed.isdecimal() or len(seed) > 19 or int(seed) >= 2**63:
+    if not seed.isdecimal() or len(seed) > 19 or int(seed) >= _SEEDS:
         raise LvdError(f"{row.where}: seed {seed!r} must be a whole number from 0 to 2^63 - 1")
     return int(seed)

@@ -35,6 +35,7 @@ def record(
     worker: int | None = None,
     workers: int = 1,
     folder: Path = Path(),
+    pipe: Pipeline | None = None,
 ) -> None:
     """Capture `samples` into `directory`, going on where an interrupted capture stopped.
 
@@ -43,7 +44,8 @@ def record(
     the weights of each network that denoises. With `worker`, this process makes every
     `workers`-th batch, beside others that make the rest; the one that ends last closes the capture.
     Samples that are made from images or videos, files in `folder`, are made one at a time: most pipelines
-    take one a call, and FreeNoise takes one prompt.
+    take one a call, and FreeNoise takes one prompt. `pipe` is the source's pipeline where it is
+    loaded already; else it is loaded when there is something to make.
 
     Raises:
         LvdError: the directory holds a capture with other settings, another process writes it, the disk is
@@ -70,7 +72,7 @@ def record(
             return
         with lock.alone(directory) if worker is None else lock.beside_others(directory, worker):
             if not writer.is_complete(directory):
-                _record_batches(job, own, worker)
+                _record_batches(job, own, worker, pipe)
             if worker is None:
                 writer.finish(directory)
         if worker is not None:
@@ -106,7 +108,7 @@ def _is_complete(job: _Job) -> bool:
     return True
 
 
-def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None) -> None:
+def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None, pipe: Pipeline | None) -> None:
     """Make what is not there yet of `samples`."""
     done = journal.journalled(job.directory)
     left = [sample for sample in samples if sample.sample_id not in done]
@@ -115,7 +117,8 @@ def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None) ->
         print(f"going on with capture {job.directory}: {there} of {len(samples)} samples are there")
     if not left:
         return
-    pipe = load_pipeline(job.source)
+    if pipe is None:
+        pipe = load_pipeline(job.source)
     refuse_unreadable_caches(pipe)
     alone = makes_one(pipe) or any(sample.image or sample.video for sample in left)
     batch_size = 1 if alone else job.batch_size

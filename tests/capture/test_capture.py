@@ -74,6 +74,31 @@ def test_a_column_of_prompts_is_enough(prompts_file: WriteFile) -> None:
     assert samples[0].split == samples[2].split
 
 
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (f"one,{2**63 - 2},a", r"seed 9223372036854775806 is too high for 3 videos.*: the most is 2\^63 - 3"),
+        (
+            f"one,5,{'a' * 99}",
+            "sample_id 'aaa.* is too long for 3 videos, .*: at most 98 characters",
+        ),
+    ],
+)
+def test_what_several_videos_of_a_prompt_leave_no_room_for_is_refused(
+    row: str, problem: str, prompts_file: WriteFile
+) -> None:
+    file = PromptsFile(prompts_file(f"prompt,seed,sample_id\n{row}\n"))
+    assert len(read_prompts(file, NAMES, seed=0)) == 1
+    with pytest.raises(LvdError, match=problem):
+        read_prompts(file, NAMES, seed=0, videos_per_prompt=3)
+
+
+def test_several_videos_of_a_prompt_may_use_all_of_the_room(prompts_file: WriteFile) -> None:
+    file = PromptsFile(prompts_file(f"prompt,seed,sample_id\none,{2**63 - 3},{'a' * 98}\n"))
+    last = read_prompts(file, NAMES, seed=0, videos_per_prompt=3)[-1]
+    assert (last.seed, len(last.sample_id)) == (2**63 - 1, 100)
+
+
 def test_several_videos_of_a_prompt_have_seeds_that_follow_and_one_split(prompts_file: WriteFile) -> None:
     file = PromptsFile(prompts_file("prompt,seed,sample_id,categories\na cat,7,cat,beta\na dog,9,dog,\n"))
     samples = read_prompts(file, NAMES, seed=10, videos_per_prompt=2)
@@ -337,6 +362,14 @@ def latents(capture: Path) -> np.ndarray[Any, Any]:
     return np.stack([reader.step(step).read(range(len(reader.samples))) for step in steps]).view(np.uint16)
 
 
+def test_a_pipeline_that_is_loaded_already_makes_the_same_capture(
+    recorded: Path, source: Source, tiny_pipeline: Any, tmp_path: Path, no_pipeline: None
+) -> None:
+    again = record_to(tmp_path / "mine", source, pipe=tiny_pipeline)
+    for name in ("capture.json", "manifest.json", "samples.csv"):
+        assert (again / name).read_bytes() == (recorded / name).read_bytes()
+
+
 def test_a_capture_holds_the_x0_that_the_tapped_pipeline_predicts(recorded: Path, tiny_pipeline: Any) -> None:
     x0: list[torch.Tensor] = []
     with tap_x0(tiny_pipeline.scheduler, lambda step, timestep, x0_BCFHW: x0.append(x0_BCFHW)):
@@ -533,25 +566,23 @@ def test_a_gif_of_an_earlier_capture_is_its_preview(tmp_path: Path) -> None:
 
 
 def test_a_pipeline_that_diverges_is_refused_and_nothing_is_written(
-    tmp_path: Path, source: Source, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Source, tiny_pipeline: Any
 ) -> None:
     tiny_pipeline.unet.conv_out.weight.data[:] = torch.nan
-    monkeypatch.setattr(recorder, "load_pipeline", lambda source: tiny_pipeline)
     with pytest.raises(LvdError, match="x0 of step 0 of samples v0 to v1 holds NaN or Inf"):
-        record_to(tmp_path / "mine", source)
+        record_to(tmp_path / "mine", source, pipe=tiny_pipeline)
     assert not (tmp_path / "mine").exists()
 
 
 def test_a_pipeline_that_runs_other_steps_is_refused(
-    tmp_path: Path, source: Source, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Source, tiny_pipeline: Any
 ) -> None:
     def one_step_less(**call: Any) -> Any:
         return tiny_pipeline(**{**call, "num_inference_steps": call["num_inference_steps"] - 1})
 
     one_step_less.scheduler = tiny_pipeline.scheduler  # type: ignore[attr-defined]
-    monkeypatch.setattr(recorder, "load_pipeline", lambda source: one_step_less)
     with pytest.raises(LvdError, match="the sampler made 3 steps, not 4"):
-        record_to(tmp_path / "mine", source)
+        record_to(tmp_path / "mine", source, pipe=one_step_less)
     assert not (tmp_path / "mine").exists()
 
 

@@ -519,17 +519,11 @@ def test_under_a_cache_that_is_allowed_every_decision_says_so(tmp_path: Path) ->
     assert decision.mismatches == (f"the transformer caches steps ({cache}), and the capture's did not",)
 
 
-def test_a_capture_under_a_cache_that_cannot_be_recorded_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load_and_cache(source: Source) -> Any:
-        pipe = load_pipeline(source)
-        diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig())
-        return pipe
-
-    monkeypatch.setattr("lvd.capture.recorder.load_pipeline", load_and_cache)
+def test_a_capture_under_a_cache_that_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    pipe = load_pipeline(tiny_source(by_name(CACHING), tmp_path))
+    diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig())
     with pytest.raises(LvdError, match=r"caches steps \(FBCBlockHook\), .* is not captured"):
-        capture(by_name(CACHING), tmp_path)
+        capture(by_name(CACHING), tmp_path, pipe=pipe)
     assert not (tmp_path / "capture" / "capture.json").exists()
 
 

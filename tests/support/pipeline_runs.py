@@ -87,7 +87,7 @@ class Captured:
             return guard(self.pipe, **self.arguments(batch), output_type="pt")
 
 
-def capture(tiny: Tiny, directory: Path, *, weights: bool = False) -> Captured:
+def capture(tiny: Tiny, directory: Path, *, weights: bool = False, pipe: Any = None) -> Captured:
     """Save the pipeline, and capture two samples of it from there, as capture.py does."""
     source = tiny_source(tiny, directory)
     samples = read_prompts(PromptsFile(write_prompts(tiny, directory)), NAMES, seed=0)
@@ -99,6 +99,7 @@ def capture(tiny: Tiny, directory: Path, *, weights: bool = False) -> Captured:
         preview=False,
         weights=weights,
         folder=directory,
+        pipe=pipe,
     )
     return Captured(tiny, load_pipeline(source), directory, directory / "capture")
 

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import StubPipeline, stub_guard
-from lvd.capture import recorder
 from lvd.capture.prompts import PromptsFile
-from lvd.capture.source import Source
+from lvd.capture.recorder import record
+from lvd.capture.source import Source, load_pipeline
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
@@ -100,7 +100,7 @@ PROMPTS = ("a red three", "a blue nine")
 def papers_run(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_path: Path) -> PapersRun:
     call = {"num_frames": tiny.FRAMES, "height": tiny.SIZE, "width": tiny.SIZE}
     source = Source(str(tiny_pipeline_path), tuple("abcde"), 50, 5.0, device="cpu", call=call)
-    pipe = recorder.load_pipeline(source)
+    pipe = load_pipeline(source)
     pipe.unet.forward = ideal_denoiser(pipe.scheduler.alphas_cumprod)
     samples = [Sample(f"{i:04d}", str(i), PROMPTS[i], i + 1, (), "train") for i in range(2)]
     directory = tmp_path_factory.mktemp("papers") / "recorded"
@@ -108,12 +108,10 @@ def papers_run(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_path: Pat
     predx_0: list[torch.Tensor] = []
     predx_t: list[torch.Tensor] = []
     with (
-        pytest.MonkeyPatch.context() as patch,
         papers_code(pipe.scheduler, predx_0, predx_t),
         tap_x0(pipe.scheduler, lambda *heard: x0.append(heard[2])),
     ):
-        patch.setattr(recorder, "load_pipeline", lambda _source: pipe)
-        recorder.record(source, samples, directory, batch_size=2, preview=False)
+        record(source, samples, directory, batch_size=2, preview=False, pipe=pipe)
     return PapersRun(source, *(torch.stack(part, dim=1) for part in (x0, predx_0, predx_t)), directory)
 
 
