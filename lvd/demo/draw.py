@@ -7,16 +7,15 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from lvd.demo.scenes import FRAMES
 from lvd.errors import LvdError
 from lvd.progress import progress
+from lvd.sampling.call import call_arguments
 
 GENERATOR = Path(__file__).parent / "generator"
-STEPS = 50
-GUIDANCE = 1.0  # none: one pass of the network a step
-DDIM_ETA = 1.0  # DDPM's noise at every step, so that the first noise alone does not decide
+SETTINGS = Path(__file__).parents[2] / "conf" / "pipeline" / "demo.yaml"  # how it is called
 _BATCH = 13
 
 
@@ -31,21 +30,37 @@ def load_pipeline(generator: Path) -> Any:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def sample_videos(pipeline: Any, captions: Sequence[str], seed: int, steps: int = STEPS) -> Tensor:
+def call_settings() -> dict[str, Any]:
+    """`steps`, `guidance` and `call` of the demo's pipeline, from conf/pipeline/demo.yaml.
+
+    Raises:
+        LvdError: it is not there.
+    """
+    if not SETTINGS.is_file():
+        raise LvdError(f"{SETTINGS} is missing: the demo runs in a checkout of lvd")
+    settings = OmegaConf.to_container(OmegaConf.load(SETTINGS))
+    assert isinstance(settings, dict)
+    return {name: settings[name] for name in ("steps", "guidance", "call")}
+
+
+def sample_videos(pipeline: Any, captions: Sequence[str], seed: int, steps: int | None = None) -> Tensor:
     """A video of each caption, the i-th from seed `seed + i`, whatever the batch it falls in.
 
-    Returns `[N, FRAMES, 3, SIZE, SIZE]` float32 in [-1, 1].
+    It is called as a capture calls it; `steps` in place of its own. Returns `[N, FRAMES, 3, SIZE, SIZE]`
+    float32 in [-1, 1].
+
+    Raises:
+        LvdError: `conf/` is not beside lvd.
     """
+    settings = call_settings()
+    steps = settings["steps"] if steps is None else steps
     videos = []
     with progress("sampling", len(captions), "videos") as advance:
         for start in range(0, len(captions), _BATCH):
             batch = list(captions[start : start + _BATCH])
             frames_BFHWC = pipeline(
                 batch,
-                num_frames=FRAMES,
-                num_inference_steps=steps,
-                guidance_scale=GUIDANCE,
-                eta=DDIM_ETA,
+                **call_arguments(pipeline, steps, settings["guidance"], settings["call"], len(batch)),
                 generator=[torch.Generator("cpu").manual_seed(seed + start + i) for i in range(len(batch))],
                 output_type="np",
             ).frames

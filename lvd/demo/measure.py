@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lvd.capture.decode import decode_frames
 from lvd.decide.intervals import wilson
-from lvd.demo.draw import GENERATOR, STEPS, load_pipeline, sample_videos
+from lvd.demo.draw import GENERATOR, call_settings, load_pipeline, sample_videos
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser, to_float
 from lvd.demo.scenes import FRAMES, HINTS, SUBJECTS, Caption, Scene, random_scene, record_clips
 from lvd.demo.sheet import lay_out
@@ -176,11 +176,12 @@ def main() -> int:
     parser.add_argument(
         "--hidden", type=int, default=91, help="prompts that hint, and open ones (default: %(default)s each)"
     )
-    parser.add_argument("--steps", type=int, default=STEPS, help="of denoising (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of denoising (default: as a capture has)")
     parser.add_argument("--seed", type=int, default=1000)
     args = parser.parse_args()
     try:
-        return run(args.generator, args.output, args.videos, args.hidden, args.seed, args.steps)
+        steps = args.steps or call_settings()["steps"]
+        return run(args.generator, args.output, args.videos, args.hidden, args.seed, steps)
     except LvdError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvd.demo import measure, prompt_filter, recipe
+from lvd.demo import measure, prompt_filter, recipe, text
+from lvd.demo.basis import Basis
 from lvd.demo.muon import Muon, orthogonalise
-from lvd.demo.recipe import CHANNELS, Basis, Training
+from lvd.demo.networks import CHANNELS
 from lvd.demo.recogniser import EMPTY, THINGS, Recogniser, judge, load_recogniser, targets
 from lvd.demo.scenes import FRAMES, HINTS, PLACES, SIZE, SUBJECTS, Scene, all_captions, caption_of
+from lvd.demo.training import Training
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 
@@ -54,27 +56,27 @@ def test_the_basis_keeps_what_frames_of_few_patches_hold() -> None:
 
 
 def test_every_caption_is_told_apart_word_by_word() -> None:
-    tokenizer, encoder = recipe.build_text()
-    texts = recipe.all_texts()
-    ids = [tuple(tokenizer(text).input_ids) for text in texts]
+    tokenizer, encoder = text.build_text()
+    texts = text.all_texts()
+    ids = [tuple(tokenizer(one).input_ids) for one in texts]
     assert len(set(ids)) == len(texts) == len(all_captions()) + 1
-    assert max(map(len, ids)) <= recipe.MAX_TOKENS
-    hidden = recipe.encode_captions(encoder, tokenizer, texts)
+    assert max(map(len, ids)) <= text.MAX_TOKENS
+    hidden = text.encode_captions(encoder, tokenizer, texts)
     assert hidden.mean(dim=(0, 1)).abs().max() < 1e-4
     torch.manual_seed(1)
-    again = recipe.encode_captions(*reversed(recipe.build_text()), texts[:3])
+    again = text.encode_captions(*reversed(text.build_text()), texts[:3])
     torch.testing.assert_close(again, hidden[:3])
 
 
 def test_scenes_are_learned_with_captions_of_every_kind_that_may_mean_them() -> None:
     scenes = [Scene(subject, "blue room", "at rest") for subject in SUBJECTS]
-    texts = recipe.all_texts()
-    table = recipe.caption_table(scenes, texts, np.random.default_rng(0))
+    texts = text.all_texts()
+    table = text.caption_table(scenes, texts, np.random.default_rng(0))
     for scene, row in zip(scenes, table.tolist(), strict=True):
         captions = [caption_of(texts[index]) for index in row]
         assert all(scene.subject in caption.subjects for caption in captions)
         assert {(caption.place, caption.motion) for caption in captions} == {("blue room", "at rest")}
-        assert Counter(caption.kind for caption in captions) == recipe.SHARES
+        assert Counter(caption.kind for caption in captions) == text.SHARES
 
 
 def test_training_resumes_where_it_was(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_still_videos_are_wholly_coherent_and_noise_is_not() -> None:
 def test_filters_of_prompts_miss_what_the_noise_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer, encoder = recipe.build_text()
+    tokenizer, encoder = text.build_text()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.save_pretrained(tmp_path / "text_encoder")
     samples = []

@@ -3,7 +3,7 @@
 from diffusers import AutoencoderKL, DDIMScheduler, UNetMotionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lvd.demo import recipe
+from lvd.demo import networks, text
 
 FRAMES, SIZE = 8, 32
 SETTINGS = (  # of capture.py, for a pipeline of these parts
@@ -19,11 +19,11 @@ WORDS = f"a {_DIGITS} {_COLOURS} {_MOTIONS}".split()
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    return recipe.build_tokenizer(WORDS, 16)
+    return text.build_tokenizer(WORDS, 16)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return recipe.build_text_encoder(tokenizer)
+    return text.build_text_encoder(tokenizer)
 
 
 def build_vae() -> AutoencoderKL:
@@ -48,7 +48,7 @@ def build_unet() -> UNetMotionModel:
         block_out_channels=(32, 64),
         layers_per_block=1,
         norm_num_groups=8,
-        cross_attention_dim=recipe.TEXT_WIDTH,
+        cross_attention_dim=text.TEXT_WIDTH,
         num_attention_heads=4,
         motion_num_attention_heads=4,
         motion_max_seq_length=FRAMES,
@@ -60,7 +60,7 @@ def build_unet() -> UNetMotionModel:
 def build_scheduler() -> DDIMScheduler:
     """AnimateDiff's own: nothing is clipped, so x0 is the plain epsilon formula."""
     return DDIMScheduler.from_config(
-        recipe.build_scheduler().config,
+        networks.build_scheduler().config,
         prediction_type="epsilon",
         rescale_betas_zero_snr=False,
         steps_offset=1,
