@@ -23,7 +23,8 @@ from lvd.capture.decode import decode_frames
 from lvd.decide.intervals import wilson
 from lvd.demo.draw import GENERATOR, call_settings, load_pipeline, sample_videos
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser, to_float
-from lvd.demo.scenes import FRAMES, HINTS, SUBJECTS, Caption, Scene, random_scene, record_clips
+from lvd.demo.recorder import record_clips
+from lvd.demo.scenes import FRAMES, HINTS, SUBJECTS, Caption, Scene, random_scene
 from lvd.demo.sheet import lay_out
 from lvd.errors import LvdError
 from lvd.sampling.tap import tap_x0

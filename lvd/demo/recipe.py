@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from lvd.demo.basis import Basis
 from lvd.demo.networks import build_scheduler, build_unet, build_vae
 from lvd.demo.recogniser import load_recogniser, targets, to_float, train_recogniser
-from lvd.demo.scenes import FRAMES, Scene, random_scene, record_clips
+from lvd.demo.recorder import record_clips
+from lvd.demo.scenes import FRAMES, Scene, random_scene
 from lvd.demo.text import all_texts, build_text, caption_table, encode_captions
 from lvd.demo.training import train_denoiser, train_vae
 from lvd.files import atomic_file

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from lvd.demo.recorder import record_clips, recorder
 from lvd.demo.scenes import (
     FRAMES,
     HINTS,
@@ -17,8 +18,6 @@ from lvd.demo.scenes import (
     all_captions,
     captions_of,
     random_scene,
-    record_clips,
-    recorder,
 )
 from lvd.errors import LvdError
 
