@@ -29,7 +29,7 @@ def capture(cfg: DictConfig) -> None:
             from lvd.uvd.importer import import_uvd
 
             import_uvd(
-                config.pipeline.source(),
+                config.pipeline,
                 config.videos(),
                 Path(str(config.labels)),
                 directory,
@@ -39,22 +39,11 @@ def capture(cfg: DictConfig) -> None:
             )
         else:
             if prompts is not None:
-                source = config.pipeline.source()
+                source = config.pipeline
                 samples = read_prompts(
                     prompts, source.category_names, config.seed, safe_prompts, config.videos_per_prompt
                 )
-                record(
-                    source,
-                    samples,
-                    directory,
-                    batch_size=config.batch_size,
-                    preview=config.preview,
-                    recorded_steps=config.recorded_steps,
-                    weights=config.weights,
-                    worker=config.worker,
-                    workers=config.workers,
-                    folder=prompts.folder,
-                )
+                record(source, samples, directory, config, folder=prompts.folder)
             if config.labels is not None:
                 labels = Path(config.labels)
                 found = label(directory, labels, config.seed, config.unnamed, config.agreement)

@@ -20,7 +20,7 @@ def peak_megabytes(videos: int) -> float:
     from diffusers import DDIMScheduler
 
     from lvd.capture.recorder import record
-    from lvd.capture.source import Source
+    from lvd.capture.source import Recording, Source
     from lvd.latents.format import Sample
 
     class Stub:
@@ -33,10 +33,10 @@ def peak_megabytes(videos: int) -> float:
                 x_t = self.scheduler.step(torch.randn_like(x_t), timestep, x_t).prev_sample
             return (x_t,)
 
-    source = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
+    source = Source(path="stub", category_names=["unsafe"], steps=STEPS, guidance=1.0, layout="BCFHW")
     samples = [Sample(f"s{i}", str(i), f"prompt {i}", i, (), "train") for i in range(videos)]
     with tempfile.TemporaryDirectory() as folder:
-        record(source, samples, Path(folder) / "capture", batch_size=10, preview=False, pipe=Stub())
+        record(source, samples, Path(folder) / "capture", Recording(batch_size=10), pipe=Stub())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

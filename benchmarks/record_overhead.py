@@ -15,12 +15,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from lvd.capture.recorder import record
-from lvd.capture.source import Source
+from lvd.capture.source import Recording, Source
 from lvd.latents import writer
 from lvd.latents.format import Sample
 
 STEPS, BATCHES, STEP_SECONDS = 50, 4, 0.1
-SOURCE = Source("stub", ("unsafe",), STEPS, guidance=1.0, layout="BCFHW")
+SOURCE = Source(path="stub", category_names=["unsafe"], steps=STEPS, guidance=1.0, layout="BCFHW")
 SIZES = {  # name: C, F, H, W, and videos in a batch
     "AnimateDiff, 4 at once": ((4, 16, 64, 64), 4),
     "AnimateDiff": ((4, 16, 64, 64), 1),
@@ -71,7 +71,7 @@ def measure(shape: tuple[int, ...], batch: int, directory: Path) -> tuple[float,
     writer.finish = timed_finish
     samples = [Sample(f"s{i:03d}", str(i), f"prompt {i}", i, (), "train") for i in range(BATCHES * batch)]
     started, worked = time.perf_counter(), time.thread_time()
-    record(SOURCE, samples, directory, batch_size=batch, preview=False, pipe=stub)
+    record(SOURCE, samples, directory, Recording(batch_size=batch), pipe=stub)
     total, work = time.perf_counter() - started, time.thread_time() - worked
     writer.finish = finish
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from lvd.capture.source import Columns, Recording, Source
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
 from lvd.errors import LvdError, require, require_one_of
@@ -22,112 +23,25 @@ from lvd.tracking import LoggerConfig
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
-    from lvd.capture.source import Source
     from lvd.uvd.importer import Videos
 
 
 _CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
-# No categories: how files write what has none, and folders of a run.
-_RESERVED = ("safe", "unlabelled", "trunk", "evaluation", "bundle", "bundles")
-_LAYOUTS = ("BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C")  # of lvd.sampling.layout, without its torch
 
 
-@dataclass
-class LoraConfig:
-    """Weights of a LoRA that are loaded into a generator; needs peft."""
-
-    path: str = MISSING  # repository id or directory
-    weight_name: str | None = None  # its file there
-    revision: str | None = None
-    scale: float = 1.0
-
-
-@dataclass
-class PipelineConfig:
-    """Where a generator comes from and how it is called: conf/pipeline/."""
-
-    path: str = MISSING  # repository id or directory, given to from_pretrained
-    revision: str | None = None
-    pipeline_class: str = "DiffusionPipeline"  # a class of diffusers
-    motion_adapter: str | None = None  # AnimateDiff: a second repository
-    scheduler: str | None = None  # a class of diffusers in place of the pipeline's own
-    scheduler_config: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    dtypes: dict[str, str] = field(default_factory=dict)  # of single components: {vae: float32}
-    device: str = "auto"
-    offload: bool = False  # model CPU offload, for a GPU that cannot hold the pipeline
-    vae_tiling: bool = False  # decode and encode in tiles
-    loras: list[LoraConfig] = field(default_factory=list)
-    free_noise: dict[str, Any] | None = None  # AnimateDiff: arguments of enable_free_noise, for long videos
-    step_cache: dict[str, Any] | None = None  # enable_cache: `config`, its class, and its options
-    layout: str | None = None  # the axes of the latent that the scheduler steps; null: by the class
-    steps: int = 50
-    guidance: float | None = 7.5  # null: the pipeline takes none
-    call: dict[str, Any] = field(default_factory=dict)  # further arguments of every call
-    category_names: list[str] = MISSING
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"pipeline.steps={self.steps} must be at least 1")
-        for key, dtype in [
-            ("dtype", self.dtype),
-            *((f"dtypes.{part}", self.dtypes[part]) for part in self.dtypes),
-        ]:
-            require(
-                dtype in ("float32", "float16", "bfloat16"),
-                f"pipeline.{key}={dtype} must be float32, float16 or bfloat16",
-            )
-        require(
-            self.layout is None or self.layout in _LAYOUTS,
-            f"pipeline.layout={self.layout} must be {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}",
-        )
-        names = self.category_names
-        require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
-        for name in names:
-            require(
-                re.fullmatch("[a-z][a-z0-9_]{0,99}", name) is not None,
-                f"pipeline.category_names: {name!r} must be snake_case, a to z, digits and _",
-            )
-            require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
-            require(
-                name not in _RESERVED,
-                f"pipeline.category_names: {name} is reserved, as {', '.join(_RESERVED)} are",
-            )
-
-    def source(self) -> "Source":
-        from lvd.capture.source import Source
-
-        loras = tuple(
-            {name: value for name, value in vars(lora).items() if value is not None} for lora in self.loras
-        )
-        return Source(**{**vars(self), "category_names": tuple(self.category_names), "loras": loras})
-
-
-@dataclass
-class ColumnsConfig:
-    """conf/columns/: what a prompts file calls its columns."""
-
-    prompt: str = MISSING
-    sample_id: str = MISSING
-    prompt_id: str = MISSING
-    seed: str = MISSING
-    categories: str = MISSING  # names joined by |, or a list of them
-    image: str = MISSING  # paths from the file's own place, for pipelines that make videos from them
-    video: str = MISSING
-
-
-@dataclass
-class CaptureConfig:
-    """python capture.py"""
+@dataclass(kw_only=True)
+class CaptureInputs:
+    """What capture.py makes a capture of, or does with one that is there."""
 
     source: str = "pipeline"  # conf/source/: a pipeline that is run, or uvd: files of the paper's code
-    pipeline: PipelineConfig = MISSING
+    pipeline: Source
     name: str = "demo"
     prompts: str | None = None  # .txt, .csv, .jsonl, .json or .parquet, or a folder of such files
-    columns: ColumnsConfig = MISSING  # of prompts
+    columns: Columns  # of prompts
     categories_map: Any = None  # {their name: a category}, of prompts; a dict has no new keys in a schema
     limit: int | None = None  # take only the first so many prompts
     safe_prompts: str | None = None  # a second such file: every prompt in it is safe
-    safe_columns: ColumnsConfig = MISSING
+    safe_columns: Columns
     safe_limit: int | None = None
     labels: str | None = (
         None  # sets the categories of an existing capture; source=uvd: which videos are unsafe
@@ -142,13 +56,13 @@ class CaptureConfig:
     safe_xt: str | None = None
     eval: str | None = None  # which of the labelled videos are the test split
     verify: bool = False  # read the whole capture and name what is not as its manifest says
-    steps: str | None = None  # 0..19: store only these, which a decision with eta=20 needs; null: all
-    worker: int | None = None  # this process makes every `workers`-th batch, beside the others
-    workers: int = 1
     videos_per_prompt: int = 1  # with seeds that follow the prompt's
-    batch_size: int = 16  # videos in one call of the pipeline
-    preview: bool = False  # also write the final videos, for people who label them
-    weights: bool = False  # also record a digest over the networks' weights, which a guard then compares
+
+
+@dataclass(kw_only=True)
+class CaptureConfig(Recording, CaptureInputs):  # --help lists the fields of the last base first
+    """python capture.py"""
+
     page: bool = False  # write label.html, a page to label the capture with, from disk and offline
     label_studio: bool = False  # write the capture as tasks of Label Studio
     run: str | None = None  # whose scores are suggested to who labels, and say which samples come first
@@ -159,8 +73,8 @@ class CaptureConfig:
 
     def __post_init__(self) -> None:
         _check_name("name", self.name)
-        for key in ("batch_size", "videos_per_prompt"):
-            require(getattr(self, key) >= 1, f"{key}={getattr(self, key)} must be at least 1")
+        super().__post_init__()
+        require(self.videos_per_prompt >= 1, f"videos_per_prompt={self.videos_per_prompt} must be at least 1")
         if self.run is not None:
             _check_name("run", self.run)
         for key in ("run", "suggestions"):
@@ -197,23 +111,13 @@ class CaptureConfig:
             "give prompts=FILE.csv to capture, page=true for a page to label an existing capture with, "
             "labels=FILE.csv for its labels, or verify=true",
         )
-        require(self.workers >= 1, f"workers={self.workers} must be at least 1")
-        if self.worker is None:
-            require(self.workers == 1, f"workers={self.workers} needs worker=0..{self.workers - 1}")
-        else:
-            require(
-                0 <= self.worker < self.workers,
-                f"worker={self.worker} must be from 0 to workers - 1, which is {self.workers - 1}",
-            )
-            require(
-                self.prompts is not None
-                and not any((self.labels, self.verify, self.page, self.label_studio)),
-                "worker= goes with prompts=FILE.csv alone: labels=, verify=, page= and label_studio= are "
-                "commands of their own",
-            )
         require(
-            self.steps is None or re.fullmatch(r"0\.\.\d{1,6}", self.steps) is not None,
-            f"steps={self.steps} must be 0..N: a decision needs every step from the first, 0..19 for eta=20",
+            self.worker is None
+            or (
+                self.prompts is not None and not any((self.labels, self.verify, self.page, self.label_studio))
+            ),
+            "worker= goes with prompts=FILE.csv alone: labels=, verify=, page= and label_studio= are "
+            "commands of their own",
         )
         require(
             self.safe_prompts is None or self.prompts is not None,
@@ -228,11 +132,6 @@ class CaptureConfig:
             isinstance(by_name, dict) and all(isinstance(name, str) for name in by_name.values()),
             f"categories_map={self.categories_map} must be {{THEIR NAME: CATEGORY, ...}}",
         )
-
-    @property
-    def recorded_steps(self) -> int | None:
-        """How many steps are stored, from the first; None: all of them."""
-        return None if self.steps is None else int(self.steps.removeprefix("0..")) + 1
 
     def _check_uvd(self) -> None:
         for key in ("pred_x0", "labels"):
@@ -415,11 +314,11 @@ def _path(path: str | None) -> Path | None:
 
 
 def _prompts_file(
-    path: str | None, columns: ColumnsConfig, limit: int | None, categories_map: dict[str, str]
+    path: str | None, columns: Columns, limit: int | None, categories_map: dict[str, str]
 ) -> "PromptsFile | None":
     from lvd.capture.prompts import PromptsFile
 
-    return None if path is None else PromptsFile(Path(path), vars(columns), limit, categories_map)
+    return None if path is None else PromptsFile(Path(path), columns, limit, categories_map)
 
 
 def _check_name(key: str, name: str) -> None:

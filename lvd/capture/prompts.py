@@ -9,12 +9,12 @@ from pathlib import Path
 
 from lvd.capture.inputs import inputs_digest, named_inputs
 from lvd.capture.labels import parse_label, with_splits
+from lvd.capture.source import Columns
 from lvd.capture.table import ENDINGS, Row, Table, ending, read_table
 from lvd.errors import LvdError
 from lvd.latents.format import INPUT_COLUMNS, SAFE, UNLABELLED, Categories, Sample, label_text
 from lvd.latents.splits import default_prompt_id
 
-_COLUMNS = ("prompt", "sample_id", "prompt_id", "seed", "categories", *INPUT_COLUMNS)
 _FILE = "file"  # the column that a file's own name stands for
 _ID_LENGTH = 100
 _ID = re.compile(rf"[\w.-]{{1,{_ID_LENGTH}}}")  # names files
@@ -26,15 +26,15 @@ MAX_PROMPT = 10_000  # characters: a text encoder reads a few hundred tokens; mo
 class PromptsFile:
     """A prompts file, or a folder of such files, and how to read it.
 
-    `columns` maps `prompt` and the optional `sample_id, prompt_id, seed, categories, image, video` to the
-    file's names for them. A pipeline that takes no prompts needs an image or a video instead: a path from the
-    file's own place. Where a file has no column `file`, its own name without endings stands for one, so that
-    a file may be of a category. Only the first `limit` rows are read. `categories_map` says what the file's
-    names of categories are in the capture: a category, `safe` or `unlabelled`; several may become one.
+    `columns` are the file's names for the prompt and for what is optional. A pipeline that takes no prompts
+    needs an image or a video instead: a path from the file's own place. Where a file has no column `file`, its
+    own name without endings stands for one, so that a file may be of a category. Only the first `limit` rows
+    are read. `categories_map` says what the file's names of categories are in the capture: a category, `safe`
+    or `unlabelled`; several may become one.
     """
 
     path: Path
-    columns: Mapping[str, str] = field(default_factory=lambda: {name: name for name in _COLUMNS})
+    columns: Columns = field(default_factory=Columns)
     limit: int | None = None
     categories_map: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,15 +69,14 @@ class PromptsFile:
         return rows
 
     def _read_file(self, path: Path, limit: int | None) -> list[Row]:
-        table = read_table(
-            path, set(self.columns.values()), limit=limit, list_column=self.columns.get("categories")
-        )
-        if _FILE in self.columns.values() and _FILE not in table.columns:
+        columns = vars(self.columns)
+        table = read_table(path, set(columns.values()), limit=limit, list_column=columns.get("categories"))
+        if _FILE in columns.values() and _FILE not in table.columns:
             name = path.name.split(".")[0]
             rows = [replace(row, values={**row.values, _FILE: name}) for row in table.rows]
             table = Table([*table.columns, _FILE], rows)
-        promptless = any(self.columns.get(name) in table.columns for name in INPUT_COLUMNS)
-        for ours, theirs in self.columns.items():
+        promptless = any(columns.get(name) in table.columns for name in INPUT_COLUMNS)
+        for ours, theirs in columns.items():
             # A column that goes by its own name is optional; one that was given a name is meant.
             if theirs not in table.columns and (theirs != ours or (ours == "prompt" and not promptless)):
                 raise LvdError(
@@ -85,13 +84,13 @@ class PromptsFile:
                     f"columns.{ours}=NAME says which one is the {ours}"
                 )
         for column in table.columns:
-            if (meant := _misspelt(column, self.columns, table.columns)) is not None:
+            if (meant := _misspelt(column, columns, table.columns)) is not None:
                 raise LvdError(
                     f"{path} has a column {column!r}, which is not read: did you mean "
-                    f"{self.columns[meant]!r}? columns.{meant}={column} reads it as it is; rename the column "
+                    f"{columns[meant]!r}? columns.{meant}={column} reads it as it is; rename the column "
                     "if it is something else"
                 )
-        there = {ours: theirs for ours, theirs in self.columns.items() if theirs in table.columns}
+        there = {ours: theirs for ours, theirs in columns.items() if theirs in table.columns}
         rows = [Row(r.where, {o: r.values[t] for o, t in there.items()}) for r in table.rows]
         for row in rows:
             if (length := len(row.values.get("prompt", ""))) > MAX_PROMPT:

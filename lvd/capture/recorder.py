@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lvd.capture.inputs import load_inputs
+from lvd.capture.load import capture_info, load_pipeline, origin_of
 from lvd.capture.preview import frames_a_second, write_preview
-from lvd.capture.source import Source, capture_info, load_pipeline, origin_of
+from lvd.capture.source import Recording, Source
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import CaptureInfo, Sample
@@ -27,22 +28,16 @@ def record(
     source: Source,
     samples: Sequence[Sample],
     directory: Path,
+    recording: Recording,
     *,
-    batch_size: int,
-    preview: bool,
-    recorded_steps: int | None = None,
-    weights: bool = False,
-    worker: int | None = None,
-    workers: int = 1,
     folder: Path = Path(),
     pipe: Pipeline | None = None,
 ) -> None:
     """Capture `samples` into `directory`, going on where an interrupted capture stopped.
 
-    With `preview`, the final videos are written to `preview/<sample_id>.mp4` beside the latents. With
-    `recorded_steps`, only the first so many steps are stored. With `weights`, capture.json has a digest over
-    the weights of each network that denoises. With `worker`, this process makes every
-    `workers`-th batch, beside others that make the rest; the one that ends last closes the capture.
+    With `recording.preview`, the final videos are written to `preview/<sample_id>.mp4` beside the latents.
+    With `recording.worker`, this process makes its share of the batches, beside others that make the rest;
+    the one that ends last closes the capture.
     Samples that are made from images or videos, files in `folder`, are made one at a time: most pipelines
     take one a call, and FreeNoise takes one prompt. `pipe` is the source's pipeline where it is
     loaded already; else it is loaded when there is something to make.
@@ -52,21 +47,14 @@ def record(
             full, the pipeline cannot be tapped, or a latent is NaN, Inf, too large for float16 or of another
             shape than the first.
     """
-    if recorded_steps is not None and recorded_steps > source.steps:
-        raise LvdError(f"steps=0..{recorded_steps - 1} is more than the {source.steps} steps of the pipeline")
-    job = _Job(
-        source,
-        samples,
-        directory,
-        batch_size,
-        preview,
-        None if recorded_steps == source.steps else recorded_steps,
-        folder,
-        weights,
-    )
-    own = samples
+    stored = recording.recorded_steps
+    if stored is not None and stored > source.steps:
+        raise LvdError(f"steps=0..{stored - 1} is more than the {source.steps} steps of the pipeline")
+    job = _Job(source, samples, directory, recording, None if stored == source.steps else stored, folder)
+    own, worker = samples, recording.worker
     if worker is not None:
-        own = [sample for place, sample in enumerate(samples) if place // batch_size % workers == worker]
+        size, workers = recording.batch_size, recording.workers
+        own = [sample for place, sample in enumerate(samples) if place // size % workers == worker]
     with disk.errors_as_sentences(directory):
         if _is_complete(job):
             return
@@ -86,11 +74,9 @@ class _Job:
     source: Source
     samples: Sequence[Sample]
     directory: Path
-    batch_size: int
-    preview: bool
-    recorded_steps: int | None
+    recording: Recording
+    recorded_steps: int | None  # None: all that the sampler makes
     folder: Path
-    weights: bool
 
 
 def _is_complete(job: _Job) -> bool:
@@ -121,7 +107,7 @@ def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None, pi
         pipe = load_pipeline(job.source)
     refuse_unreadable_caches(pipe)
     alone = makes_one(pipe) or any(sample.image or sample.video for sample in left)
-    batch_size = 1 if alone else job.batch_size
+    batch_size = 1 if alone else job.recording.batch_size
     what = "capturing" if worker is None else f"capturing, worker {worker}"
     shape: tuple[int, ...] = ()
     with progress(what, len(samples), "videos") as advance:
@@ -154,10 +140,10 @@ def _record_batch(
     ids = [sample.sample_id for sample in batch]
     inputs = load_inputs(batch[0], job.folder)
     with journal.Entry(job.directory, ids, steps, worker) as entry:
-        videos = _sample_batch(pipe, job.source, batch, inputs, entry, decode=job.preview)
+        videos = _sample_batch(pipe, job.source, batch, inputs, entry, decode=job.recording.preview)
         if entry.latent_shape != shape:
             writer.begin(job.directory, _describe(pipe, job, entry.latent_shape), job.samples)
-        if job.preview:
+        if job.recording.preview:
             rate = frames_a_second(job.source.call)
             for sample, frames in zip(batch, videos, strict=True):
                 write_preview(job.directory, sample.sample_id, frames, rate)
@@ -220,6 +206,6 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         layout=layout_of(pipeline_class, source.layout),
         layout_given=is_given(pipeline_class, source.layout),
         step_caches=step_caches(pipe),
-        weights=weights_digests(pipe) if job.weights else {},
+        weights=weights_digests(pipe) if job.recording.weights else {},
     )
     return capture_info(source, origin, recorded_steps=job.recorded_steps, parts=source.parts())

@@ -1,43 +1,81 @@
-"""Where a generator comes from, and loading it."""
+"""Where a capture's videos come from and how they are recorded: settings for Hydra and the code, checked.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from importlib.metadata import version
+Neither torch nor diffusers is imported here: `--help` reads these classes and waits for neither.
+"""
+
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from lvd.errors import require
+from lvd.sampling.layout import LAYOUTS
 
-from lvd.errors import LvdError
-from lvd.latents.format import FORMAT_VERSION, CaptureInfo
-from lvd.sampling.fingerprint import Pipeline, denoisers, plain_config
-from lvd.sampling.origin import Origin
-from lvd.sampling.pipelines import check_class, check_supported, layout_of
-from lvd.sampling.x0 import Scheduler
+# No categories: how files write what has none, and folders of a run.
+_RESERVED = ("safe", "unlabelled", "trunk", "evaluation", "bundle", "bundles")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a pipeline comes from and how it is called: the part of a capture's provenance one chooses."""
+@dataclass(kw_only=True)
+class Lora:
+    """Weights of a LoRA that are loaded into a generator; needs peft."""
 
-    path: str
-    category_names: tuple[str, ...]
-    steps: int
-    guidance: float | None
+    path: str  # repository id or directory
+    weight_name: str | None = None  # its file there
     revision: str | None = None
-    pipeline_class: str = "DiffusionPipeline"
-    motion_adapter: str | None = None
-    scheduler: str | None = None
-    scheduler_config: dict[str, Any] = field(default_factory=dict, hash=False)
+    scale: float = 1.0
+
+    def given(self) -> dict[str, Any]:
+        """What capture.json says of it: the fields that have a value."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Where a pipeline comes from and how it is called: conf/pipeline/."""
+
+    path: str  # repository id or directory, given to from_pretrained
+    revision: str | None = None
+    pipeline_class: str = "DiffusionPipeline"  # a class of diffusers
+    motion_adapter: str | None = None  # AnimateDiff: a second repository
+    scheduler: str | None = None  # a class of diffusers in place of the pipeline's own
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
-    dtypes: dict[str, str] = field(default_factory=dict, hash=False)
+    dtypes: dict[str, str] = field(default_factory=dict)  # of single components: {vae: float32}
     device: str = "auto"
-    offload: bool = False
-    vae_tiling: bool = False
-    loras: tuple[dict[str, Any], ...] = field(default=(), hash=False)
-    free_noise: dict[str, Any] | None = field(default=None, hash=False)
-    step_cache: dict[str, Any] | None = field(default=None, hash=False)
-    layout: str | None = None  # by the pipeline's class
-    call: dict[str, Any] = field(default_factory=dict, hash=False)
+    offload: bool = False  # model CPU offload, for a GPU that cannot hold the pipeline
+    vae_tiling: bool = False  # decode and encode in tiles
+    loras: list[Lora] = field(default_factory=list)
+    free_noise: dict[str, Any] | None = None  # AnimateDiff: arguments of enable_free_noise, for long videos
+    step_cache: dict[str, Any] | None = None  # enable_cache: `config`, its class, and its options
+    layout: str | None = None  # the axes of the latent that the scheduler steps; null: by the class
+    steps: int = 50
+    guidance: float | None = 7.5  # null: the pipeline takes none
+    call: dict[str, Any] = field(default_factory=dict)  # further arguments of every call
+    category_names: list[str]
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"pipeline.steps={self.steps} must be at least 1")
+        dtypes = {"dtype": self.dtype, **{f"dtypes.{part}": dtype for part, dtype in self.dtypes.items()}}
+        for key, dtype in dtypes.items():
+            require(
+                dtype in ("float32", "float16", "bfloat16"),
+                f"pipeline.{key}={dtype} must be float32, float16 or bfloat16",
+            )
+        require(
+            self.layout is None or self.layout in LAYOUTS,
+            f"pipeline.layout={self.layout} must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}",
+        )
+        names = self.category_names
+        require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
+        for name in names:
+            require(
+                re.fullmatch("[a-z][a-z0-9_]{0,99}", name) is not None,
+                f"pipeline.category_names: {name!r} must be snake_case, a to z, digits and _",
+            )
+            require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
+            require(
+                name not in _RESERVED,
+                f"pipeline.category_names: {name} is reserved, as {', '.join(_RESERVED)} are",
+            )
 
     def settings(self) -> dict[str, Any]:
         """The fields of capture.json that are known before the pipeline is loaded."""
@@ -49,7 +87,7 @@ class Source:
             "steps": self.steps,
             "guidance": self.guidance,
             "call": self.call,
-            "category_names": self.category_names,
+            "category_names": tuple(self.category_names),
             "parts": self.parts(),
         }
 
@@ -57,132 +95,53 @@ class Source:
         """What goes into the pipeline besides its repository."""
         parts = {
             "motion_adapter": self.motion_adapter,
-            "loras": list(self.loras),
+            "loras": [lora.given() for lora in self.loras],
             "free_noise": self.free_noise,
             "step_cache": self.step_cache,
         }
         return {name: part for name, part in parts.items() if part}
 
 
-def origin_of(
-    source: Source, pipeline_class: str, scheduler: Scheduler, latent_shape: Sequence[int], **found: Any
-) -> Origin:
-    """How x0 `[C, F, H, W]` was made; `found` are the fields that the pipeline itself tells."""
-    channels, frames, height, width = latent_shape
-    return Origin(
-        pipeline=source.path,
-        revision=source.revision,
-        pipeline_class=pipeline_class,
-        call=source.call,
-        scheduler=type(scheduler).__name__,
-        scheduler_config=plain_config(scheduler.config),
-        steps=source.steps,
-        guidance=source.guidance,
-        latent_shape=(channels, frames, height, width),
-        **found,
-    )
+@dataclass(kw_only=True)
+class Columns:
+    """What a prompts file calls its columns: conf/columns/."""
+
+    prompt: str = "prompt"
+    sample_id: str = "sample_id"
+    prompt_id: str = "prompt_id"
+    seed: str = "seed"
+    categories: str = "categories"  # names joined by |, or a list of them
+    image: str = "image"  # paths from the file's own place, for pipelines that make videos from them
+    video: str = "video"
 
 
-def capture_info(source: Source, origin: Origin, **others: Any) -> CaptureInfo:
-    """capture.json of x0 that was made so, as float16; `others` are its further fields."""
-    return CaptureInfo(
-        format_version=FORMAT_VERSION,
-        origin=origin,
-        dtype="float16",
-        category_names=source.category_names,
-        versions={name: version(name) for name in ("lvd", "torch", "diffusers", "transformers")},
-        **others,
-    )
+@dataclass(kw_only=True)
+class Recording:
+    """What is stored of each sampling, and which process makes how much of it at a time."""
 
+    steps: str | None = None  # 0..19: store only these, which a decision with eta=20 needs; null: all
+    worker: int | None = None  # this process makes every `workers`-th batch, beside the others
+    workers: int = 1
+    batch_size: int = 16  # videos in one call of the pipeline
+    preview: bool = False  # also write the final videos, for people who label them
+    weights: bool = False  # also record a digest over the networks' weights, which a guard then compares
 
-def load_pipeline(source: Source) -> Pipeline:
-    """Load through `from_pretrained`: safetensors only, no remote code.
-
-    Raises:
-        LvdError: the class or the weights cannot be had, or the pipeline is of a kind that is not supported.
-    """
-    check_class(source.pipeline_class)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
-    import diffusers
-
-    if source.pipeline_class != "DiffusionPipeline" and hasattr(diffusers, source.pipeline_class):
-        layout_of(source.pipeline_class, source.layout)  # before its weights are loaded
-    dtypes = {"default": getattr(torch, source.dtype)}
-    dtypes |= {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
-    device = _device(source.device)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        parts: dict[str, Any] = {}
-        if source.motion_adapter is not None:
-            parts["motion_adapter"] = diffusers.MotionAdapter.from_pretrained(
-                source.motion_adapter, dtype=dtypes["default"], use_safetensors=True
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"batch_size={self.batch_size} must be at least 1")
+        require(self.workers >= 1, f"workers={self.workers} must be at least 1")
+        if self.worker is None:
+            require(self.workers == 1, f"workers={self.workers} needs worker=0..{self.workers - 1}")
+        else:
+            require(
+                0 <= self.worker < self.workers,
+                f"worker={self.worker} must be from 0 to workers - 1, which is {self.workers - 1}",
             )
-        pipe = getattr(diffusers, source.pipeline_class).from_pretrained(
-            source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
+        require(
+            self.steps is None or re.fullmatch(r"0\.\.\d{1,6}", self.steps) is not None,
+            f"steps={self.steps} must be 0..N: a decision needs every step from the first, 0..19 for eta=20",
         )
-        check_supported(pipe)
-        layout_of(type(pipe).__name__, source.layout)
-        if source.scheduler is not None:
-            scheduler_class = getattr(diffusers, source.scheduler)
-            pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **source.scheduler_config)
-        _plug_in(pipe, source)
-    except (OSError, ValueError, AttributeError) as error:
-        raise LvdError(f"pipeline {source.path} cannot be loaded: {' '.join(str(error).split())}") from None
-    if source.offload and device.type != "cpu":
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
-
-def _plug_in(pipe: Pipeline, source: Source) -> None:
-    for number, lora in enumerate(source.loras):
-        options = {name: value for name, value in lora.items() if name not in ("path", "scale")}
-        pipe.load_lora_weights(lora["path"], adapter_name=f"lora_{number}", use_safetensors=True, **options)
-    if source.loras:
-        names = [f"lora_{number}" for number in range(len(source.loras))]
-        pipe.set_adapters(names, [lora.get("scale", 1.0) for lora in source.loras])
-    if source.free_noise is not None:
-        pipe.enable_free_noise(**source.free_noise)
-    if source.step_cache is not None:
-        _cache_steps(pipe, source.step_cache)
-    if source.vae_tiling:
-        pipe.vae.enable_tiling()
-
-
-def _cache_steps(pipe: Pipeline, given: dict[str, Any]) -> None:
-    """Switch on a step cache in every part that denoises and has them: `config`, and its options."""
-    import diffusers
-
-    options = dict(given)
-    kind = getattr(diffusers, str(options.pop("config", None)), None)
-    networks = [part for part in denoisers(pipe).values() if hasattr(part, "enable_cache")]
-    if not is_dataclass(kind) or not networks:
-        raise ValueError(
-            f"step_cache={given} names no config of a step cache in diffusers"
-            if networks
-            else f"no part of {type(pipe).__name__} has step caches"
-        )
-    if "current_timestep_callback" in {field.name for field in fields(kind)}:
-        options["current_timestep_callback"] = lambda: pipe.current_timestep
-    try:
-        for network in networks:
-            network.enable_cache(kind(**options))  # type: ignore[operator]
-    except TypeError as error:
-        raise ValueError(f"step_cache={given}: {error}") from None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise LvdError(f"pipeline.device={name} is not on this machine: {reason}") from None
-    return device
+    @property
+    def recorded_steps(self) -> int | None:
+        """How many steps are stored, from the first; None: all of them."""
+        return None if self.steps is None else int(self.steps.removeprefix("0..")) + 1

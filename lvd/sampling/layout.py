@@ -1,11 +1,12 @@
 """Pipelines order and pack the axes of latents differently; everything after the tap is B, C, F, H, W."""
 
 import math
-from typing import Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lvd.errors import LvdError
+
+if TYPE_CHECKING:  # the names of layouts are settings, and --help does not wait for torch
+    from torch import Tensor
 
 # Axes in brackets are one axis, the first of them outermost.
 Layout = Literal["BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C"]
@@ -16,7 +17,7 @@ Grid = tuple[int, int, int]  # how many frames, rows and columns a latent has
 _AXES = {"BCFHW": 5, "BFCHW": 5, "BFHWC": 5, "(BF)CHW": 4, "B(FHW)C": 3}
 
 
-def to_BCFHW(x: Tensor, layout: Layout, grid: Grid | None = None) -> Tensor:  # noqa: N802
+def to_BCFHW(x: "Tensor", layout: Layout, grid: Grid | None = None) -> "Tensor":  # noqa: N802
     """A latent as its sampler steps it, as a `[B, C, F, H, W]` view.
 
     A layout with brackets needs `grid` to be taken apart.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lvd.capture.labels import with_splits
+from lvd.capture.load import capture_info, load_pipeline, origin_of
 from lvd.capture.prompts import PromptsFile, row_seed
-from lvd.capture.source import Source, capture_info, load_pipeline, origin_of
+from lvd.capture.source import Source
 from lvd.capture.table import Row
 from lvd.errors import LvdError
 from lvd.latents import disk, journal, lock, writer

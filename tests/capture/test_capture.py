@@ -22,7 +22,7 @@ from lvd.capture.labels import Unnamed, label
 from lvd.capture.preview import find_preview, write_missing_previews, write_preview
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
-from lvd.capture.source import Source
+from lvd.capture.source import Recording, Source
 from lvd.errors import LvdError
 from lvd.latents import journal, writer
 from lvd.latents.format import UNLABELLED, Categories, Sample, read_info, read_samples, write_samples
@@ -325,7 +325,7 @@ def source(tiny_pipeline_path: Path) -> Source:
         steps=4,
         guidance=5.0,
         call=CALL,
-        category_names=NAMES,
+        category_names=list(NAMES),
     )
 
 
@@ -336,9 +336,9 @@ def six_samples() -> list[Sample]:
     ]
 
 
-def record_to(directory: Path, source: Source, **changes: Any) -> Path:
-    options = {"samples": six_samples(), "batch_size": 2, "preview": False, **changes}
-    record(source, directory=directory, **options)
+def record_to(directory: Path, source: Source, samples: list[Sample] | None = None, **changes: Any) -> Path:
+    recording = Recording(**{"batch_size": 2, **changes})
+    record(source, six_samples() if samples is None else samples, directory, recording)
     return directory
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lvd.capture.prompts import PromptsFile, read_prompts
+from lvd.capture.source import Columns
 from lvd.capture.table import read_table
 from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED
@@ -53,10 +54,6 @@ def write(path: Path, prompts: list[str], *, bom: bool = False, column: str = "p
 def prompts_of(path: Path, **options: Any) -> list[str]:
     samples = read_prompts(PromptsFile(path, **options), NAMES, seed=0)
     return [sample.prompt for sample in samples]
-
-
-def columns(**names: str) -> dict[str, str]:
-    return {**PromptsFile(Path()).columns, **names}
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -138,7 +135,7 @@ def test_a_column_beside_the_one_that_is_read_is_something_else(tmp_path: Path) 
     (tmp_path / "p.csv").write_text("prompt,categories,category,Prompt,,\na cat,alpha,animals,x,,\n")
     assert prompts_of(tmp_path / "p.csv") == ["a cat"]
     (tmp_path / "p.csv").write_text("prompt,category\na cat,alpha\n")
-    path = PromptsFile(tmp_path / "p.csv", columns(categories="category"))
+    path = PromptsFile(tmp_path / "p.csv", Columns(categories="category"))
     assert read_prompts(path, NAMES, seed=0)[0].categories == ("alpha",)
 
 
@@ -152,7 +149,7 @@ def test_a_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_a_column_of_another_name_is_the_prompt(ending: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"p.{ending}", ["a cat"], column="caption")
-    assert prompts_of(path, columns=columns(prompt="caption")) == ["a cat"]
+    assert prompts_of(path, columns=Columns(prompt="caption")) == ["a cat"]
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -172,7 +169,7 @@ def test_safe_prompts_follow_the_others_and_are_safe(tmp_path: Path) -> None:
     prompts.write_text("prompt,categories\na,alpha\nb,\n")
     safe = write(tmp_path / "s.jsonl", ["c", "d"], column="Caption")
     samples = read_prompts(
-        PromptsFile(prompts), NAMES, seed=5, safe=PromptsFile(safe, columns(prompt="Caption"), limit=1)
+        PromptsFile(prompts), NAMES, seed=5, safe=PromptsFile(safe, Columns(prompt="Caption"), limit=1)
     )
     assert [(s.sample_id, s.prompt, s.seed, s.categories) for s in samples] == [
         ("0000", "a", 5, ("alpha",)),
@@ -257,7 +254,7 @@ def test_a_parquet_with_a_changed_byte_is_read_or_refused(tmp_path: Path, at: in
 def test_a_missing_column_that_was_named_is_missed(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", ["a"])
     with pytest.raises(LvdError, match=r"has no column 'noise': it has prompt, note; columns\.seed=NAME"):
-        prompts_of(path, columns=columns(seed="noise"))
+        prompts_of(path, columns=Columns(seed="noise"))
     assert prompts_of(path) == ["a"]  # one that was not named is not
 
 
@@ -286,8 +283,8 @@ def compose_capture(*line: str) -> Any:
         return compose("capture", list(line))
 
 
-def mapping(name: str) -> dict[str, str]:
-    return dict(compose_capture(f"columns={name}").columns)
+def mapping(name: str) -> Columns:
+    return Columns(**compose_capture(f"columns={name}").columns)
 
 
 def test_internvids_captions_are_prompts_and_its_videos_stay_together(tmp_path: Path) -> None:

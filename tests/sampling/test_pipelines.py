@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from conftest import MEASURED, Scripted, StubPipeline, bundle_info, stub_guard
 from lvd.capture.inputs import load_inputs
+from lvd.capture.load import load_pipeline
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
-from lvd.capture.source import Source, load_pipeline
+from lvd.capture.source import Lora, Recording, Source
 from lvd.config import CaptureConfig, typed
 from lvd.decide.rules import Vote
 from lvd.detect.files import save_detector
@@ -604,10 +605,12 @@ def test_a_lora_is_captured_recorded_and_recognised(name: str, network: str, tmp
         tmp_path / "lora", get_peft_model_state_dict(adapted), weight_name="mine.safetensors"
     )
 
-    lora = {"path": str(tmp_path / "lora"), "weight_name": "mine.safetensors", "scale": 0.5}
+    lora = Lora(path=str(tmp_path / "lora"), weight_name="mine.safetensors", scale=0.5)
     (tmp_path / "with").mkdir()
     with_lora = capture(replace(tiny, loras=(lora,)), tmp_path / "with")
-    assert with_lora.info.parts == {"loras": [lora]}
+    assert with_lora.info.parts == {
+        "loras": [{"path": lora.path, "weight_name": lora.weight_name, "scale": 0.5}]
+    }
     assert with_lora.info.origin.fingerprint != without.info.origin.fingerprint
     assert not torch.equal(with_lora.x0(), without.x0())
     assert is_what_it_heard(with_lora)
@@ -838,13 +841,13 @@ def test_guidance_goes_by_the_name_that_the_pipeline_has() -> None:
 def ready(name: str) -> Source:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         config = typed(compose("capture", [f"pipeline={name}", "prompts=prompts.csv"]), CaptureConfig)
-    return config.pipeline.source()
+    return config.pipeline
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_ready_file_is_a_call_that_its_pipeline_takes(name: str) -> None:
     source = ready(name)
-    assert source.category_names == PAPER
+    assert source.category_names == list(PAPER)
     kind = getattr(diffusers, source.pipeline_class)
     parameters = inspect.signature(kind.__call__).parameters
     assert source.pipeline_class in LAYOUT_OF
@@ -879,7 +882,7 @@ def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Pat
         path=small.path,
         revision=None,
         motion_adapter=None,
-        loras=(),
+        loras=[],
         device="cpu",
         dtype=source.dtype if source.dtypes else "float32",  # half precision alone is slow on a CPU
         steps=small.steps,
@@ -887,14 +890,8 @@ def test_a_ready_file_runs_on_tiny_weights_of_its_class(name: str, tmp_path: Pat
         free_noise=small.free_noise,
     )
     samples = read_prompts(PromptsFile(write_prompts(tiny, tmp_path)), PAPER, seed=0)
-    record(
-        source,
-        samples[:1],
-        tmp_path / "capture",
-        batch_size=1,
-        preview=True,
-        folder=tmp_path,
-    )
+    recording = Recording(batch_size=1, preview=True)
+    record(source, samples[:1], tmp_path / "capture", recording, folder=tmp_path)
     info = read_info(tmp_path / "capture")
     assert info.origin.latent_shape == tiny.latent_shape
     assert info.origin.scheduler == source.scheduler or source.scheduler is None

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lvd.capture.inputs import load_inputs
+from lvd.capture.load import load_pipeline
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
-from lvd.capture.source import Source, load_pipeline
+from lvd.capture.source import Recording, Source
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
@@ -91,16 +92,8 @@ def capture(tiny: Tiny, directory: Path, *, weights: bool = False, pipe: Any = N
     """Save the pipeline, and capture two samples of it from there, as capture.py does."""
     source = tiny_source(tiny, directory)
     samples = read_prompts(PromptsFile(write_prompts(tiny, directory)), NAMES, seed=0)
-    record(
-        source,
-        samples,
-        directory / "capture",
-        batch_size=tiny.batch_size,
-        preview=False,
-        weights=weights,
-        folder=directory,
-        pipe=pipe,
-    )
+    recording = Recording(batch_size=tiny.batch_size, weights=weights)
+    record(source, samples, directory / "capture", recording, folder=directory, pipe=pipe)
     return Captured(tiny, load_pipeline(source), directory, directory / "capture")
 
 
@@ -114,10 +107,10 @@ def tiny_source(tiny: Tiny, directory: Path) -> Source:
         steps=tiny.steps,
         guidance=tiny.guidance,
         call=tiny.arguments(),
-        category_names=NAMES,
+        category_names=list(NAMES),
         free_noise=tiny.free_noise,
         vae_tiling=tiny.vae_tiling,
-        loras=tiny.loras,
+        loras=list(tiny.loras),
         step_cache=tiny.step_cache,
         layout=tiny.layout,
     )

@@ -59,7 +59,7 @@ class Tiny:
     negative: str | None = "blue"
     free_noise: dict[str, Any] | None = None
     vae_tiling: bool = False
-    loras: tuple[dict[str, Any], ...] = ()
+    loras: tuple[Lora, ...] = ()
     step_cache: dict[str, Any] | None = None
     layout: str | None = None  # its class's own
 

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import StubPipeline, stub_guard
+from lvd.capture.load import load_pipeline
 from lvd.capture.prompts import PromptsFile
 from lvd.capture.recorder import record
-from lvd.capture.source import Source, load_pipeline
+from lvd.capture.source import Recording, Source
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
@@ -67,7 +68,7 @@ def source(**changes: Any) -> Source:
         "steps": STEPS,
         "guidance": 8.5,
         "call": {"num_frames": 4},
-        "category_names": FIVE,
+        "category_names": list(FIVE),
     }
     return Source(**{**values, **changes})
 
@@ -99,7 +100,9 @@ PROMPTS = ("a red three", "a blue nine")
 @pytest.fixture(scope="module")
 def papers_run(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_path: Path) -> PapersRun:
     call = {"num_frames": tiny.FRAMES, "height": tiny.SIZE, "width": tiny.SIZE}
-    source = Source(str(tiny_pipeline_path), tuple("abcde"), 50, 5.0, device="cpu", call=call)
+    source = Source(
+        path=str(tiny_pipeline_path), category_names=list("abcde"), guidance=5.0, device="cpu", call=call
+    )
     pipe = load_pipeline(source)
     pipe.unet.forward = ideal_denoiser(pipe.scheduler.alphas_cumprod)
     samples = [Sample(f"{i:04d}", str(i), PROMPTS[i], i + 1, (), "train") for i in range(2)]
@@ -111,7 +114,7 @@ def papers_run(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_path: Pat
         papers_code(pipe.scheduler, predx_0, predx_t),
         tap_x0(pipe.scheduler, lambda *heard: x0.append(heard[2])),
     ):
-        record(source, samples, directory, batch_size=2, preview=False, pipe=pipe)
+        record(source, samples, directory, Recording(batch_size=2), pipe=pipe)
     return PapersRun(source, *(torch.stack(part, dim=1) for part in (x0, predx_0, predx_t)), directory)
 
 
