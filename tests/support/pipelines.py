@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lvd.capture.source import Lora
 from support.pipeline_parts import (
     BREADTH,
     HEIGHT,
