@@ -28,9 +28,9 @@ class PromptsFile:
 
     `columns` are the file's names for the prompt and for what is optional. A pipeline that takes no prompts
     needs an image or a video instead: a path from the file's own place. Where a file has no column `file`,
-    its own name without endings stands for one, so that a file may be of a category. Only `limit`
-    rows are read. `categories_map` says what the file's names of categories are in the capture: a category, `safe`
-    or `unlabelled`; several may become one.
+    its own name without endings stands for one, so that a file may be of a category. Only the first `limit`
+    rows are read. `categories_map` says what the file's names of categories are in the capture: a category,
+    `safe` or `unlabelled`; several may become one.
     """
 
     path: Path
