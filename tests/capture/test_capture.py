@@ -336,9 +336,16 @@ def six_samples() -> list[Sample]:
     ]
 
 
-def record_to(directory: Path, source: Source, samples: list[Sample] | None = None, **changes: Any) -> Path:
+def record_to(
+    directory: Path,
+    source: Source,
+    samples: list[Sample] | None = None,
+    *,
+    pipe: Any = None,
+    **changes: Any,
+) -> Path:
     recording = Recording(**{"batch_size": 2, **changes})
-    record(source, six_samples() if samples is None else samples, directory, recording)
+    record(source, six_samples() if samples is None else samples, directory, recording, pipe=pipe)
     return directory
 
 
