@@ -39,11 +39,9 @@ def capture(cfg: DictConfig) -> None:
             )
         else:
             if prompts is not None:
-                source = config.pipeline
-                samples = read_prompts(
-                    prompts, source.category_names, config.seed, safe_prompts, config.videos_per_prompt
-                )
-                record(source, samples, directory, config, folder=prompts.folder)
+                names, videos = config.pipeline.category_names, config.videos_per_prompt
+                samples = read_prompts(prompts, names, config.seed, safe_prompts, videos)
+                record(config.pipeline, samples, directory, config, folder=prompts.folder)
             if config.labels is not None:
                 labels = Path(config.labels)
                 found = label(directory, labels, config.seed, config.unnamed, config.agreement)
@@ -58,13 +56,10 @@ def capture(cfg: DictConfig) -> None:
         if config.page or config.label_studio:
             from lvd.labelling.write import write_for_labelling
 
-            write_for_labelling(
-                directory,
-                run=None if config.run is None else Path(config.runs) / config.run,
-                suggestions=None if config.suggestions is None else Path(config.suggestions),
-                page=config.page,
-                label_studio=config.label_studio,
-            )
+            run_dir = None if config.run is None else Path(config.runs) / config.run
+            suggested = None if config.suggestions is None else Path(config.suggestions)
+            kinds = {"page": config.page, "label_studio": config.label_studio}
+            write_for_labelling(directory, run=run_dir, suggestions=suggested, **kinds)
 
 
 def main() -> None:
