@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from lvd.axes import expanded
 from lvd.config import CaptureConfig, typed
-from lvd.entry import leave_ctrl_c_to_joblib, run, sentences
+from lvd.entry import exit_on_user_error, leave_ctrl_c_to_joblib, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")
@@ -20,7 +20,7 @@ def capture(cfg: DictConfig) -> None:
     from lvd.report.tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
-    with sentences():
+    with exit_on_user_error():
         config = typed(cfg, CaptureConfig)
         directory = Path(config.captures) / config.name
         prompts, safe_prompts = config.prompts_file(), config.safe_prompts_file()

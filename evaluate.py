@@ -8,8 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.config import EvaluateConfig, typed
-from lvd.entry import run, sentences, settings_by_category
-from lvd.latents.disk import errors_as_sentences
+from lvd.entry import exit_on_user_error, run, settings_by_category
+from lvd.latents.disk import translate_errors
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -22,7 +22,7 @@ def evaluation(cfg: DictConfig) -> None:
     from lvd.report.tables import print_comparison
 
     written = Path(cfg.runs) if cfg.compare else Path(cfg.runs) / cfg.name
-    with sentences(), errors_as_sentences(written):
+    with exit_on_user_error(), translate_errors(written):
         config = typed(cfg, EvaluateConfig)
         capture_dir, run_dirs = capture_to_measure(config), config.run_dirs
         evaluations, compared = evaluate_runs(

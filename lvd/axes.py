@@ -24,7 +24,7 @@ class Axis:
         comma list of these.
 
         Raises:
-            LvdError: it is none of these.
+            LvdError: it is not one of these.
         """
         key, _, value = typed.partition("=")
         texts = [text.strip() for text in re.split(r",(?![^(]*\))", value)]  # commas outside of range(...)

@@ -54,7 +54,7 @@ def leave_ctrl_c_to_joblib() -> None:
 
 
 @contextmanager
-def sentences() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Inside a Hydra task: leave with the sentence alone, before Hydra adds its own.
 
     One of several tasks only fails, so that the others go on: Hydra raises its error when all have ended.

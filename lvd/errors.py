@@ -19,7 +19,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of its choices.
+    """Refuse a setting that is not one of its choices.
 
     Raises:
         LvdError: names the choices.

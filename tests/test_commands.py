@@ -37,7 +37,7 @@ def test_help_shows_examples_of_this_program(
         ("evaluate.py lam 0.5", "a setting is written key=value"),
     ],
 )
-def test_a_command_line_that_cannot_be_is_answered_in_one_sentence(
+def test_a_command_line_that_cannot_be_is_answered_with_one_error_message(
     line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script, *arguments = line.split()
@@ -70,7 +70,7 @@ def test_flags_stand_anywhere(train: Shell, captured: Path) -> None:
     assert "6 jobs" in ran.out
 
 
-def test_a_capture_or_an_evaluation_that_cannot_be_written_is_a_sentence(
+def test_a_capture_or_an_evaluation_that_cannot_be_written_gives_one_error_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -88,7 +88,7 @@ def test_a_capture_or_an_evaluation_that_cannot_be_written_is_a_sentence(
     assert "nothing can be written to runs/x (runs/x/evaluation/scores.csv: Permission denied)" in ran.err
 
 
-def test_a_file_that_cannot_be_read_is_a_sentence(
+def test_a_file_that_cannot_be_read_gives_one_error_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "captures" / "x" / "capture.json").mkdir(parents=True)

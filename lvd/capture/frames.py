@@ -30,7 +30,7 @@ def step_frames(
     path = frames_path(capture.directory, step, shape)
     found = open_frames(capture, step, shape)
     if found is None:
-        with disk.errors_as_sentences(capture.directory), lock.in_turn(path.with_name(f".{path.stem}.lock")):
+        with disk.translate_errors(capture.directory), lock.in_turn(path.with_name(f".{path.stem}.lock")):
             found = open_frames(capture, step, shape)
             if found is None:
                 _make(capture, step, shape, path, device or torch.device("cpu"))

@@ -255,7 +255,7 @@ def parse_label(text: str, names: Sequence[str], where: str) -> Categories:
     """Read a label: categories joined by |, in the order of `names`; `safe` or nothing; or `unlabelled`.
 
     Raises:
-        LvdError: a category is none of `names`, or the label says two things; `where` says in which row.
+        LvdError: a category is not one of `names`, or the label says two things; `where` says in which row.
     """
     named = {part.strip() for part in text.split("|")} - {""}
     if text.strip() and not named:

@@ -81,7 +81,7 @@ def write_missing_previews(capture: CaptureReader, device: torch.device | None =
     latents = capture.step(capture.info.stored_steps - 1)
     rate = frames_a_second(capture.info.origin.call)
     with (
-        disk.errors_as_sentences(capture.directory),
+        disk.translate_errors(capture.directory),
         progress("decoding previews", len(missing), "videos") as advance,
     ):
         for start in range(0, len(missing), _ROWS):

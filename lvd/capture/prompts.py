@@ -167,11 +167,11 @@ def read_prompts(
         default_seed = seed + index * videos_per_prompt
         sample = _sample(row, default_id, category_names, default_seed, own.folder)
         if sample.sample_id in seen:
-            raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} stands twice")
+            raise LvdError(f"{row.where}: sample_id {sample.sample_id!r} appears twice")
         if is_safe and not sample.is_safe:
             raise LvdError(f"{row.where} names {label_text(sample.categories)}, but safe_prompts are safe")
         seen.add(sample.sample_id)
-        sample = _seen_from(prompts.folder, sample, own.folder)
+        sample = _with_inputs_relative_to(prompts.folder, sample, own.folder)
         samples += _videos_of(sample, videos_per_prompt, row.where) if videos_per_prompt > 1 else [sample]
     return with_splits(samples, seed)
 
@@ -228,7 +228,7 @@ def _sample(
     return Sample(sample_id, prompt_id, prompt, row_seed(row, default_seed), categories, "", **inputs)
 
 
-def _seen_from(folder: Path, sample: Sample, own: Path) -> Sample:
+def _with_inputs_relative_to(folder: Path, sample: Sample, own: Path) -> Sample:
     """A sample whose inputs are files in `own`, as they are called from `folder`."""
     if own == folder:
         return sample

@@ -19,7 +19,7 @@ from lvd.progress import progress
 from lvd.sampling.caches import step_caches
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint
-from lvd.sampling.pipelines import grid_of, is_given, layout_of, refuse_unreadable_caches
+from lvd.sampling.pipelines import is_given, latent_size, layout_of, refuse_unreadable_caches
 from lvd.sampling.tap import tap_x0
 from lvd.sampling.weights import weights_digests
 
@@ -55,10 +55,10 @@ def record(
     if worker is not None:
         size, workers = recording.batch_size, recording.workers
         own = [sample for place, sample in enumerate(samples) if place // size % workers == worker]
-    with disk.errors_as_sentences(directory):
+    with disk.translate_errors(directory):
         if _is_complete(job):
             return
-        with lock.alone(directory) if worker is None else lock.beside_others(directory, worker):
+        with lock.exclusive(directory) if worker is None else lock.shared_by_worker(directory, worker):
             if not writer.is_complete(directory):
                 _record_batches(job, own, worker, pipe)
             if worker is None:
@@ -120,7 +120,7 @@ def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None, pi
 
 def _finish_if_last(job: _Job) -> None:
     """Close a capture that has all its samples, unless other workers still write."""
-    with lock.if_last(job.directory) as last:
+    with lock.exclusive_if_last(job.directory) as last:
         if not last:
             return
         missing = 0
@@ -178,7 +178,7 @@ def _sample_batch(
     call |= prompt_argument(pipe, [sample.prompt for sample in batch])
     generators = [torch.Generator("cpu").manual_seed(sample.seed) for sample in batch]
     try:
-        with tap_x0(pipe.scheduler, on_x0, layout, grid_of(pipe, layout, source.call)):
+        with tap_x0(pipe.scheduler, on_x0, layout, latent_size(pipe, layout, source.call)):
             output = pipe(
                 generator=generators[0] if makes_one(pipe) else generators,
                 output_type="np" if decode else "latent",

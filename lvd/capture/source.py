@@ -71,7 +71,7 @@ class Source:
                 re.fullmatch("[a-z][a-z0-9_]{0,99}", name) is not None,
                 f"pipeline.category_names: {name!r} must be snake_case, a to z, digits and _",
             )
-            require(names.count(name) == 1, f"pipeline.category_names: {name} stands twice")
+            require(names.count(name) == 1, f"pipeline.category_names: {name} appears twice")
             require(
                 name not in _RESERVED,
                 f"pipeline.category_names: {name} is reserved, as {', '.join(_RESERVED)} are",

@@ -183,7 +183,7 @@ def _object(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _once(names: Sequence[str], where: str) -> None:
-    """Refuse a name that stands twice, where only one of its values would be read; a nameless one is not."""
+    """Refuse a name that appears twice, where only one of its values would be read; a nameless one is not."""
     for name in sorted(set(names) - {""}):
         if names.count(name) > 1:
             raise LvdError(f"{where} {name!r} {names.count(name)} times: remove or rename all but one")

@@ -97,7 +97,7 @@ def score_step(
     holes: Mapping[str, str],
     device: torch.device | None = None,
 ) -> tuple[Tensor, list[str]]:
-    """Scores `[len(rows), K]` of every category's detector at one step, and what is missing, in sentences.
+    """Scores `[len(rows), K]` of every category's detector at one step, and what is missing, as messages.
 
     `device` is for detectors of pixels, the one kind that is slow; None: the CPU.
     A detector that is missing or unreadable leaves NaN in its column; `holes` has the categories whose
@@ -177,7 +177,7 @@ def score_grid(
     holes: Mapping[int, Mapping[str, str]],
     device: torch.device | None = None,
 ) -> tuple[dict[str, Scored], list[str]]:
-    """Parts of a capture, each of some rows, at every step, and what is missing, in sentences.
+    """Parts of a capture, each of some rows, at every step, and what is missing, as messages.
 
     `holes` has, for a step, the categories whose detectors must not be used, and why; `device` as in
     `score_step`.

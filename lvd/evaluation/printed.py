@@ -22,8 +22,8 @@ def print_evaluation(found: Evaluation, run: Path, recipe: EvaluationRecipe) -> 
         print(f"threshold {found.threshold:.4f}, chosen on val for max_fpr={recipe.max_fpr}")
     if found.problems:
         print(f"{len(found.problems)} detectors are missing, e.g. {found.problems[0]}")
-    for sentence in found.provenance.sentences():
-        print(sentence)
+    for note in found.provenance.notes():
+        print(note)
     print(f"report: {found.report}")
     bundle = run / "bundle"
     if found.bundle is not None:

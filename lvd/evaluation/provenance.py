@@ -20,7 +20,7 @@ class Provenance:
     n_unlabelled: dict[str, int]  # samples of each split, which nothing is learned from or measured on
     other_origin: list[str]  # the fields of capture.json in which the two differ
 
-    def sentences(self) -> list[str]:
+    def notes(self) -> list[str]:
         """What a reader of the rates must know; nothing to know: []."""
         told = []
         if any(self.n_unlabelled.values()):

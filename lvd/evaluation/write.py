@@ -70,7 +70,7 @@ def write_evaluation(
         test,
         cells,
         problems,
-        notes=[*provenance.sentences(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
+        notes=[*provenance.notes(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
         compared=[] if compared is None else [compared.section()],
     )
     write_report(

@@ -142,9 +142,9 @@ class Session:
             opens_step = call.opens_step
             self._watch.step += opens_step
             self._order.check(call.scheduler, call.timestep, self._watch.step)
-            layout, grid = cast(Layout, self._info.origin.layout), self._info.origin.latent_shape[1:]
-            x0 = call.x0(layout, grid)
-            self._watch.look_at(x0, call.x_t(layout, grid))  # not in x0 where the network predicts x0 itself
+            layout, size = cast(Layout, self._info.origin.layout), self._info.origin.latent_shape[1:]
+            x0 = call.x0(layout, size)
+            self._watch.look_at(x0, call.x_t(layout, size))  # not in x0 where the network predicts x0 itself
             if opens_step:
                 self._score(x0)
         return self._report()

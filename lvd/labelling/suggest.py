@@ -108,7 +108,7 @@ def of_file(capture: CaptureReader, path: Path) -> Suggestions:
             )
         by = scores.setdefault(sample_id, {})
         if category in by:
-            raise LvdError(f"{row.where}: {category} of sample {sample_id} stands twice")
+            raise LvdError(f"{row.where}: {category} of sample {sample_id} appears twice")
         by[category] = _score(row.values.get("score", "1"), row.where)
     return Suggestions(path.name, scores)
 

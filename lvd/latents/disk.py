@@ -1,4 +1,4 @@
-"""A disk that is written to: asked beforehand for room and leave, and a sentence where either was missing."""
+"""A disk that is written to: checked beforehand for room and permission, and its errors as messages."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 
 @contextmanager
-def errors_as_sentences(directory: Path) -> Iterator[None]:
+def translate_errors(directory: Path) -> Iterator[None]:
     """Around whatever writes below `directory`.
 
     Raises:

@@ -98,7 +98,7 @@ class CaptureInfo:
         return self.origin.steps if self.recorded_steps is None else self.recorded_steps
 
     def steps_text(self) -> str:
-        """The stored steps as sentences name them."""
+        """The stored steps as messages name them."""
         stored = f"0..{self.stored_steps - 1}"
         return stored if self.recorded_steps is None else f"{stored} of the sampler's {self.origin.steps}"
 
@@ -122,7 +122,7 @@ class CaptureInfo:
         raise LvdError(f"unknown category {category!r}: the capture has {self.categories_text()}")
 
     def categories_text(self) -> str:
-        """The categories as sentences name them."""
+        """The categories as messages name them."""
         return ", ".join(f"{index}={name}" for index, name in enumerate(self.category_names))
 
 

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 5.0  # a worker that finishes holds the lock for a moment, t
 
 
 @contextmanager
-def alone(capture: Path) -> Iterator[None]:
+def exclusive(capture: Path) -> Iterator[None]:
     """Write a capture with no one else.
 
     Raises:
@@ -29,7 +29,7 @@ def alone(capture: Path) -> Iterator[None]:
 
 
 @contextmanager
-def beside_others(capture: Path, worker: int) -> Iterator[None]:
+def shared_by_worker(capture: Path, worker: int) -> Iterator[None]:
     """Write a capture as one of several workers.
 
     Raises:
@@ -51,7 +51,7 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def if_last(capture: Path) -> Iterator[bool]:
+def exclusive_if_last(capture: Path) -> Iterator[bool]:
     """Whether no one else writes the capture; if so, it stays so while this is open."""
     descriptor = _take(capture / ".lock", fcntl.LOCK_EX)
     try:

@@ -41,7 +41,7 @@ from lvd.latents.format import (
     write_samples,
 )
 from lvd.latents.journal import Batch, batches
-from lvd.latents.lock import alone
+from lvd.latents.lock import exclusive
 from lvd.latents.manifest import Manifest, Shard, read_manifest, write_manifest
 from lvd.progress import progress
 
@@ -105,7 +105,7 @@ def relabel(capture: Path, samples: Sequence[Sample]) -> None:
     Raises:
         LvdError: another process writes the capture, or the files are not those that the manifest knows.
     """
-    with disk.errors_as_sentences(capture), alone(capture):
+    with disk.translate_errors(capture), exclusive(capture):
         contents = {"samples.csv": samples_csv(samples), "capture.json": info_json(read_info(capture))}
         after = {name: [sha256(content)] for name, content in contents.items()}
         manifest = read_manifest(capture) if is_complete(capture) else None
@@ -144,7 +144,7 @@ def finish(capture: Path) -> None:
     shards = committed_shards(capture)
     with (
         progress("writing shards", info.stored_steps, "steps") as advance,
-        disk.errors_as_sentences(capture),
+        disk.translate_errors(capture),
     ):
         for step in range(info.stored_steps):
             if all(shard.step != step for shard in shards):

@@ -12,18 +12,18 @@ if TYPE_CHECKING:  # the names of layouts are settings, and --help does not wait
 Layout = Literal["BCFHW", "BFCHW", "BFHWC", "(BF)CHW", "B(FHW)C"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
-Grid = tuple[int, int, int]  # how many frames, rows and columns a latent has
+LatentSize = tuple[int, int, int]  # how many frames, rows and columns a latent has
 
 _AXES = {"BCFHW": 5, "BFCHW": 5, "BFHWC": 5, "(BF)CHW": 4, "B(FHW)C": 3}
 
 
-def to_BCFHW(x: "Tensor", layout: Layout, grid: Grid | None = None) -> "Tensor":  # noqa: N802
+def to_BCFHW(x: "Tensor", layout: Layout, size: LatentSize | None = None) -> "Tensor":  # noqa: N802
     """A latent as its sampler steps it, as a `[B, C, F, H, W]` view.
 
-    A layout with brackets needs `grid` to be taken apart.
+    A layout with brackets needs `size` to be taken apart.
 
     Raises:
-        LvdError: `layout` is unknown, or the latent has not its axes, or does not fit `grid`.
+        LvdError: `layout` is unknown, or the latent has not its axes, or does not fit `size`.
     """
     if layout not in LAYOUTS:
         raise LvdError(f"unknown layout {layout!r}: use one of {', '.join(LAYOUTS)}")
@@ -37,19 +37,19 @@ def to_BCFHW(x: "Tensor", layout: Layout, grid: Grid | None = None) -> "Tensor":
         return x.transpose(1, 2)
     if layout == "BFHWC":
         return x.movedim(-1, 1)
-    if grid is None:
+    if size is None:
         raise LvdError(
             f"layout {layout} cannot be taken apart without the number of frames, rows and columns"
         )
     if layout == "(BF)CHW":
-        if len(x) % grid[0]:
-            raise LvdError(f"the sampler steps {len(x)} frames, which are not videos of {grid[0]}")
-        videos: Tensor = x.unflatten(0, (-1, grid[0]))
+        if len(x) % size[0]:
+            raise LvdError(f"the sampler steps {len(x)} frames, which are not videos of {size[0]}")
+        videos: Tensor = x.unflatten(0, (-1, size[0]))
         return videos.transpose(1, 2)
-    if x.shape[1] != math.prod(grid):
-        frames, rows, columns = grid
+    if x.shape[1] != math.prod(size):
+        frames, rows, columns = size
         raise LvdError(
             f"the sampler steps {x.shape[1]} tokens, which are not {frames} frames of {rows} x {columns}"
         )
-    unpacked: Tensor = x.transpose(1, 2).unflatten(2, grid)
+    unpacked: Tensor = x.transpose(1, 2).unflatten(2, size)
     return unpacked

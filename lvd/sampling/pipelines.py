@@ -10,7 +10,7 @@ from typing import Any
 from lvd.errors import LvdError
 from lvd.sampling.caches import unreadable_caches
 from lvd.sampling.fingerprint import Pipeline
-from lvd.sampling.layout import LAYOUTS, Grid, Layout
+from lvd.sampling.layout import LAYOUTS, LatentSize, Layout
 
 LAYOUT_OF: dict[str, Layout] = {
     "AllegroPipeline": "BCFHW",
@@ -192,7 +192,7 @@ def refuse_unreadable_caches(pipe: Pipeline) -> None:
         )
 
 
-def grid_of(pipe: Pipeline, layout: Layout, call: Mapping[str, Any]) -> Grid | None:
+def latent_size(pipe: Pipeline, layout: Layout, call: Mapping[str, Any]) -> LatentSize | None:
     """Frames, rows and columns of the latents of a call, where `layout` packs them; else None.
 
     Raises:

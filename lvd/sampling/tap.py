@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.sampling.layout import Grid, Layout, to_BCFHW
+from lvd.sampling.layout import LatentSize, Layout, to_BCFHW
 from lvd.sampling.x0 import Scheduler, opens_step, predict_x0
 
 OnX0 = Callable[[int, Tensor | float, Tensor], None]
@@ -40,11 +40,11 @@ class StepCall:
         """
         return opens_step(self.scheduler)
 
-    def x_t(self, layout: Layout, grid: Grid | None = None) -> Tensor:
+    def x_t(self, layout: Layout, size: LatentSize | None = None) -> Tensor:
         """The noisy latent `[B, C, F, H, W]` that the call steps from."""
-        return to_BCFHW(self.arguments["sample"], layout, grid)
+        return to_BCFHW(self.arguments["sample"], layout, size)
 
-    def x0(self, layout: Layout, grid: Grid | None = None) -> Tensor:
+    def x0(self, layout: Layout, size: LatentSize | None = None) -> Tensor:
         """The x0 `[B, C, F, H, W]` that the call is about to use; ask before `proceed`.
 
         Raises:
@@ -55,7 +55,7 @@ class StepCall:
                 raise LvdError(f"{type(self.scheduler).__name__}.step with {option} is not supported")
         given = self.arguments
         x0 = predict_x0(self.scheduler, given["model_output"], given["timestep"], given["sample"])
-        return to_BCFHW(x0, layout, grid)
+        return to_BCFHW(x0, layout, size)
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def intercept_step(
 
 @contextmanager
 def tap_x0(
-    scheduler: Scheduler, on_x0: OnX0, layout: Layout = "BCFHW", grid: Grid | None = None
+    scheduler: Scheduler, on_x0: OnX0, layout: Layout = "BCFHW", size: LatentSize | None = None
 ) -> Iterator[None]:
     """While open, call `on_x0(step, timestep, x0_BCFHW)` just before every denoising step.
 
@@ -98,7 +98,7 @@ def tap_x0(
     def around(call: StepCall) -> Any:
         nonlocal step
         if call.opens_step:
-            on_x0(step, call.timestep, call.x0(layout, grid))
+            on_x0(step, call.timestep, call.x0(layout, size))
             step += 1
         return call.proceed()
 

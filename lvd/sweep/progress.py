@@ -43,7 +43,7 @@ def _watch(run: Path, tally: Tally, grid: Sequence[Cell], stop: threading.Event)
     def write_page(*, running: bool) -> str | None:
         """Why there is no new one, which ends no sweep."""
         try:
-            with disk.errors_as_sentences(run):
+            with disk.translate_errors(run):
                 write_index(run, read_results(run, grid), running=running)
         except (LvdError, OSError) as error:
             return f"the page {run / 'index.html'} is not up to date: {error}"

@@ -87,7 +87,7 @@ def _launch(
     stop.unlink(missing_ok=True)
     shown = request.multirun and request.cells
     try:
-        with watch(run, left, request.grid) if shown else nullcontext(), disk.errors_as_sentences(run):
+        with watch(run, left, request.grid) if shown else nullcontext(), disk.translate_errors(run):
             started = 0
             for batch in batches:
                 for job in launcher.launch(batch, initial_job_idx=started):
@@ -125,6 +125,6 @@ def _train_config(composed: DictConfig) -> TrainConfig:
 
 def _save(config: DictConfig, run: Path) -> None:
     """The configuration of the whole sweep, as Hydra's own sweeper leaves it."""
-    with disk.errors_as_sentences(run):
+    with disk.translate_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, run / "multirun.yaml")

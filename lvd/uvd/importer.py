@@ -153,7 +153,7 @@ def import_uvd(
     if writer.is_complete(directory):
         print(f"capture {directory} is complete: {len(samples)} samples, nothing to do")
         return
-    with disk.errors_as_sentences(directory), lock.alone(directory):
+    with disk.translate_errors(directory), lock.exclusive(directory):
         _write(directory, info, samples, videos, steps, scheduler)
     if safe_run is None and len(categories) < len(chosen):
         print(f"{len(chosen) - len(categories)} videos in no column of {labels} are taken as safe")

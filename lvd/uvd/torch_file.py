@@ -23,7 +23,7 @@ def open_tensor(path: Path) -> Tensor:
     """The one tensor that a file holds, on the CPU, memory-mapped: a part is read when it is touched.
 
     Raises:
-        LvdError: the file is none of torch.save, or holds something else than one dense tensor of floats.
+        LvdError: the file was not written by torch.save, or does not hold one dense tensor of floats.
     """
     held = _load(path)
     if type(held) is not Tensor:
@@ -40,7 +40,7 @@ def read_numbers(path: Path) -> list[float]:
     """The numbers of a list or of a one-dimensional tensor.
 
     Raises:
-        LvdError: the file is none of torch.save, or holds something else.
+        LvdError: the file was not written by torch.save, or holds something else.
     """
     held = _load(path)
     values = held.tolist() if isinstance(held, Tensor) and held.ndim == 1 else held

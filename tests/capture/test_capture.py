@@ -137,7 +137,7 @@ def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: Wr
         ("prompt\na cat\n  \n", "row 2: the prompt is empty"),
         ("sample_id,prompt\na,a cat\n,a dog\n", "row 2: sample_id '' must be letters, digits"),
         ("sample_id,prompt\na/../b,a cat\n", "row 1: sample_id 'a/../b' must be letters, digits"),
-        ("sample_id,prompt\na,a cat\na,a dog\n", "row 2: sample_id 'a' stands twice"),
+        ("sample_id,prompt\na,a cat\na,a dog\n", "row 2: sample_id 'a' appears twice"),
         ("prompt,prompt_id\na cat,\n", "row 1: prompt_id is empty"),
         ("prompt,categories\na cat,alpha|omega\n", "row 1: unknown category 'omega', use alpha, beta"),
         ("prompt,seed\na cat,-1\n", "row 1: seed '-1' must be a whole number"),
@@ -155,7 +155,7 @@ def test_a_byte_order_mark_quotes_commas_and_new_lines_are_read(prompts_file: Wr
         ('prompt\n"a cat\n', "is not readable as CSV in UTF-8"),
     ],
 )
-def test_a_bad_prompts_file_is_refused_in_one_sentence(
+def test_a_bad_prompts_file_is_refused_with_one_error_message(
     prompts_file: WriteFile, text: str, sentence: str
 ) -> None:
     path = prompts_file(text)
@@ -688,7 +688,7 @@ MISTAKES = {
     "odd height": (["pipeline.call.height=33"], "have to be divisible by 8 but are 33 and 32"),
     "reserved category": (["pipeline.category_names=[trunk]"], "trunk is reserved"),
     "safe as a category": (["pipeline.category_names=[gore,safe]"], "safe is reserved"),
-    "a category twice": (["pipeline.category_names=[gore,nude,gore]"], "gore stands twice"),
+    "a category twice": (["pipeline.category_names=[gore,nude,gore]"], "gore appears twice"),
     "no category": (["pipeline.category_names=[]"], "name one category at least"),
 }
 

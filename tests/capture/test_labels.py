@@ -148,7 +148,9 @@ def test_the_papers_columns_list_the_unsafe_ones_of_all_and_that_is_said(
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, capture_command: Shell) -> None:
+def test_a_mistake_gives_one_error_message(
+    arguments: list[str], sentence: str, capture_command: Shell
+) -> None:
     ran = capture_command("name=tiny", *arguments)
     assert ran.code == 1
     assert sentence in ran.err

@@ -231,7 +231,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_refused_with_one_error_message(name: str, tmp_path: Path) -> None:
     file, data, sentence = BAD[name]
     (tmp_path / file).write_bytes(data)
     with pytest.raises(LvdError) as refusal:

@@ -76,7 +76,7 @@ def test_a_worker_that_never_came_is_made_up_for_by_the_plain_command(
 
 def test_a_worker_that_fails_does_not_take_the_others_with_it(command: Shell, settings: Settings) -> None:
     capture = command.directory / "captures" / "mine"
-    with lock.beside_others(capture, 0):  # another process is worker 0
+    with lock.shared_by_worker(capture, 0):  # another process is worker 0
         ran = command("-m", "worker=0,1", "workers=2", *settings("mine"))
     assert ran.code == 1
     assert (
@@ -92,7 +92,7 @@ def test_a_worker_that_fails_does_not_take_the_others_with_it(command: Shell, se
 
 def test_two_captures_of_one_name_at_once_are_refused(command: Shell, settings: Settings) -> None:
     capture = command.directory / "captures" / "mine"
-    with lock.alone(capture):
+    with lock.exclusive(capture):
         before = everything_in(capture)
         ran = command(*settings("mine"))
         assert everything_in(capture) == before
@@ -106,7 +106,7 @@ def test_two_captures_of_one_name_at_once_are_refused(command: Shell, settings: 
 def test_a_lock_file_that_a_killed_process_left_locks_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".lock").touch()
-    with lock.alone(tmp_path / "mine"):
+    with lock.exclusive(tmp_path / "mine"):
         assert (tmp_path / "mine" / ".lock").exists()
     assert not (tmp_path / "mine").exists()
 
@@ -116,14 +116,14 @@ def test_workers_hold_the_capture_together_and_only_the_last_has_it_alone(
 ) -> None:
     monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.0)
     capture = tmp_path / "mine"
-    with lock.beside_others(capture, 0), lock.beside_others(capture, 1):
-        with pytest.raises(LvdError, match="is writing capture"), lock.alone(capture):
+    with lock.shared_by_worker(capture, 0), lock.shared_by_worker(capture, 1):
+        with pytest.raises(LvdError, match="is writing capture"), lock.exclusive(capture):
             pass
-        with lock.if_last(capture) as last:
+        with lock.exclusive_if_last(capture) as last:
             assert not last
-    with lock.if_last(capture) as last:
+    with lock.exclusive_if_last(capture) as last:
         assert last
-        with pytest.raises(LvdError, match="is writing capture"), lock.beside_others(capture, 1):
+        with pytest.raises(LvdError, match="is writing capture"), lock.shared_by_worker(capture, 1):
             pass
     assert not capture.exists()
 
@@ -141,7 +141,7 @@ def test_a_lock_is_taken_anew_when_its_file_is_removed_while_waiting(
         flock(descriptor, kind)
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
-    with lock.alone(tmp_path / "mine"):
+    with lock.exclusive(tmp_path / "mine"):
         assert (tmp_path / "mine" / ".lock").is_file()
     assert len(calls) == 3
 

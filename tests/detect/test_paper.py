@@ -492,7 +492,7 @@ def test_the_loss_is_the_cross_entropy_of_two_classes(videomae: Path) -> None:
     torch.testing.assert_close(one, two)
 
 
-def test_a_detector_of_pixels_is_saved_whole_and_a_bad_one_is_a_sentence(
+def test_a_detector_of_pixels_is_saved_whole_and_a_bad_one_gives_one_error_message(
     tmp_path: Path, videomae: Path
 ) -> None:
     detector = Pretrained(str(videomae)).detector().eval()

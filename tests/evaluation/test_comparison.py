@@ -246,7 +246,7 @@ def test_runs_that_learned_from_different_prompts_are_refused(
         ("compare=[tiny,none]", "runs/none has no detectors: train it first"),
     ],
 )
-def test_what_cannot_be_compared_is_a_sentence(
+def test_what_cannot_be_compared_gives_one_error_message(
     given: str, words: str, evaluate: Shell, two_runs: tuple[Path, Path]
 ) -> None:
     ran = evaluate(given, "eta=2", "logger=none")

@@ -758,7 +758,7 @@ def test_the_command_logs_where_it_is_told_to(
     ],
     ids=str,
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_gives_one_error_message(
     arguments: list[str], words: str, command: Shell, own_run: Path, shown_capture: Path
 ) -> None:
     shutil.copytree(shown_capture, command.directory / "captures" / "tiny")

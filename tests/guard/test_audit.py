@@ -375,7 +375,7 @@ def test_the_command_tells_the_head_of_an_unbroken_log(command: Any, whole: Path
     assert command(whole, "--head", head) == (0, told, "")
 
 
-def test_the_command_fails_in_one_sentence(command: Any, whole: Path, tmp_path: Path) -> None:
+def test_the_command_fails_with_one_error_message(command: Any, whole: Path, tmp_path: Path) -> None:
     head = records_of(whole)[-1]["digest"]
     lines = lines_of(whole)
     whole.write_bytes(b"".join(lines[:-1]))

@@ -490,7 +490,7 @@ def test_a_bundle_that_was_sealed_again_is_refused_by_its_digest(bundle: Path, d
 
 
 @pytest.mark.parametrize("place", ["nowhere", "a_file"])
-def test_no_bundle_is_one_sentence(place: str, tmp_path: Path) -> None:
+def test_no_bundle_gives_one_error_message(place: str, tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
     with pytest.raises(LvdError, match=f"no bundle at {tmp_path / place}: "):
         Guard.from_pretrained(tmp_path / place)

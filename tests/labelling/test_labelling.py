@@ -128,7 +128,7 @@ def test_a_runs_scores_order_the_page_and_are_shown_but_label_nothing(
         (["captures=nowhere", "page=true"], "no capture at nowhere/mine: make it with capture.py name=mine"),
     ],
 )
-def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, command: Shell) -> None:
+def test_a_mistake_gives_one_error_message(arguments: list[str], sentence: str, command: Shell) -> None:
     capture_with_previews(command, 4)
     ran = command("name=mine", *arguments)
     assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
@@ -184,7 +184,7 @@ def test_suggestions_of_a_file_are_shown_and_order_the_page(command: Shell) -> N
         ("s000,alpha,1.5", "row 1: score '1.5' must be a number from 0 to 1"),
         ("s000,alpha,nan", "row 1: score 'nan' must be"),
         ("s000,alpha,", "row 1: score '' must be"),
-        ("s000,alpha,0.5\ns000,alpha,0.6", "row 2: alpha of sample s000 stands twice"),
+        ("s000,alpha,0.5\ns000,alpha,0.6", "row 2: alpha of sample s000 appears twice"),
     ],
 )
 def test_a_bad_suggestion_is_refused(row: str, sentence: str, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from lvd.sampling.pipelines import (
     LAYOUT_OF,
     REFUSED,
     check_supported,
-    grid_of,
+    latent_size,
     layout_of,
     makes_one_of_a_prompt,
 )
@@ -161,10 +161,10 @@ def test_the_layout_of_an_unknown_pipeline_has_to_be_given() -> None:
     ):
         layout_of("Unheard")
     assert layout_of("Unheard", "BFCHW") == "BFCHW"
-    assert grid_of(Unheard(), "BFCHW", {}) is None
-    assert grid_of(Unheard(), "(BF)CHW", {}) == (8, 0, 0)
+    assert latent_size(Unheard(), "BFCHW", {}) is None
+    assert latent_size(Unheard(), "(BF)CHW", {}) == (8, 0, 0)
     with pytest.raises(LvdError, match=r"layout B\(FHW\)C of Unheard cannot be taken apart"):
-        grid_of(Unheard(), "B(FHW)C", {})
+        latent_size(Unheard(), "B(FHW)C", {})
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def is_one_sentence(ran: Ran, *words: str) -> bool:
+def is_one_message(ran: Ran, *words: str) -> bool:
     last = ran.err.splitlines()[-1]
     assert ran.code == 1
     assert last.startswith("error: ")
@@ -78,12 +78,12 @@ def test_heads_are_not_fitted_on_a_trunk_of_other_labels(train: Shell, captured:
     before = train.results()
     relabel(captured)
     words = ["trunk was trained on other data or labels", "python train.py task=trunk name=tiny"]
-    assert is_one_sentence(train(*SIX), *words)
-    assert is_one_sentence(train("category=0", "step=1", *TINY), *words)
-    assert is_one_sentence(train(*SIX, "force=true"), *words)
+    assert is_one_message(train(*SIX), *words)
+    assert is_one_message(train("category=0", "step=1", *TINY), *words)
+    assert is_one_message(train(*SIX, "force=true"), *words)
     plan = train(*SIX, "plan=true")
     assert "6 changed ~" in plan.out
-    assert is_one_sentence(plan, *words)
+    assert is_one_message(plan, *words)
     assert train.results() == before
 
     assert train(*TRUNK).code == 0
@@ -104,10 +104,10 @@ def test_heads_of_new_labels_on_the_trunk_of_the_old_are_stale_where_they_stand(
         assert train(*SIX).code == 0
     plan = train(*SIX, "plan=true")
     assert "6 changed ~" in plan.out
-    assert is_one_sentence(plan, "python train.py task=trunk name=tiny")
+    assert is_one_message(plan, "python train.py task=trunk name=tiny")
     train.script = "evaluate.py"
     ran = train("name=tiny", "eta=2", "logger=none", "examples=0")
-    assert is_one_sentence(ran, "python train.py task=trunk name=tiny")
+    assert is_one_message(ran, "python train.py task=trunk name=tiny")
     assert not (swept / "evaluation").exists()
 
 
@@ -122,13 +122,13 @@ def test_a_trunk_of_another_capture_is_stale(train: Shell, captured: Path) -> No
     other = Path(shutil.copytree(captured, captured.parent / "other"))
     relabel(other)
     assert train(*TRUNK, "capture=other").code == 0
-    assert is_one_sentence(train(*SIX), "python train.py task=trunk name=tiny")
+    assert is_one_message(train(*SIX), "python train.py task=trunk name=tiny")
     assert train(*SIX, "capture=other").code == 0
 
 
 def test_a_trunk_whose_training_was_killed_is_not_built_on(train: Shell, captured: Path, swept: Path) -> None:
     (swept / "trunk" / "result.json").unlink()  # removed when a job begins
-    assert is_one_sentence(train(*SIX), "its job did not finish", "python train.py task=trunk name=tiny")
+    assert is_one_message(train(*SIX), "its job did not finish", "python train.py task=trunk name=tiny")
 
 
 # ---- damaged
@@ -146,7 +146,7 @@ def test_a_job_whose_weights_are_damaged_runs_again(
         in train(*SIX, "plan=true").out
     )
     ran = train("name=tiny", "verify=true")
-    assert is_one_sentence(ran, "run runs/tiny is damaged: 1 bad files")
+    assert is_one_message(ran, "run runs/tiny is damaged: 1 bad files")
     assert "alpha/step_01/detector/model.safetensors is " in ran.out
     ran = train(*SIX)
     assert ran.code == 0, ran.err
@@ -165,8 +165,8 @@ def test_a_damaged_trunk_is_named_and_made_again_bit_for_bit(
     whole = weights.read_bytes()
     damage(weights)
     words = ["runs/tiny/trunk/model.safetensors is ", "python train.py task=trunk name=tiny"]
-    assert is_one_sentence(train(*SIX), *words)
-    assert is_one_sentence(train("category=0", "step=1", *TINY, "detector.tuning=full"), *words)
+    assert is_one_message(train(*SIX), *words)
+    assert is_one_message(train("category=0", "step=1", *TINY, "detector.tuning=full"), *words)
     assert "trunk/model.safetensors is " in train("name=tiny", "verify=true").out
     assert train(*TRUNK).code == 0
     assert weights.read_bytes() == whole
@@ -191,7 +191,7 @@ def test_verify_names_every_damaged_file_of_a_run_and_its_bundles(
         flip(path)
     (swept / "alpha" / "step_00" / "result.json").write_text("{")
     ran = train("name=tiny", "verify=true")
-    assert is_one_sentence(ran, "4 bad files")
+    assert is_one_message(ran, "4 bad files")
     for words in (
         "trunk/config.json is damaged",
         "beta/step_02/detector/model.safetensors is damaged",
@@ -209,8 +209,8 @@ def test_verify_finds_a_pointer_to_no_bundle(train: Shell, captured: Path, swept
     assert "bundle points to a bundle that is not there: bundles/000000000000" in ran.out
 
 
-def test_verify_of_no_run_is_one_sentence(train: Shell) -> None:
-    assert is_one_sentence(train("name=tiny", "verify=true"), "no run at runs/tiny")
+def test_verify_of_no_run_gives_one_error_message(train: Shell) -> None:
+    assert is_one_message(train("name=tiny", "verify=true"), "no run at runs/tiny")
 
 
 def test_a_result_of_an_earlier_version_is_read_as_before(train: Shell, captured: Path, swept: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_result_of_an_earlier_version_is_read_as_before(train: Shell, captured
     flip(swept / "alpha" / "step_01" / "detector" / "model.safetensors")
     assert "6 done #" in train(*SIX, "plan=true").out  # nothing to hold it against
     told = "run runs/tiny cannot be checked: 7 of its jobs were done by an earlier version"
-    assert is_one_sentence(train("name=tiny", "verify=true"), told)
+    assert is_one_message(train("name=tiny", "verify=true"), told)
 
 
 def test_a_plan_hashes_each_file_once(

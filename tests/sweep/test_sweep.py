@@ -112,7 +112,7 @@ def test_hydra_gets_a_list_or_a_range_that_it_sweeps() -> None:
 
 
 @pytest.mark.parametrize("value", ["0..99999999999999999999", "range(10000000000000000)", "9" * 5000])
-def test_a_number_of_any_length_is_a_sentence(train: Shell, captured: Path, value: str) -> None:
+def test_a_number_of_any_length_gives_one_error_message(train: Shell, captured: Path, value: str) -> None:
     ran = train("-m", "category=0", f"step={value}", *TINY)
     assert ran.code == 1
     assert "has a number of sixteen digits or more" in ran.err or "the capture has no step" in ran.err
@@ -141,7 +141,7 @@ def test_a_range_is_never_written_out_beyond_the_capture(step: str, train: Shell
         ("step=2..2,range(3)", [2, 0, 1], None),
     ],
 )
-def test_all_steps_that_are_not_there_are_in_one_sentence(
+def test_all_steps_that_are_not_there_are_with_one_error_message(
     typed: str, steps: list[int], problem: str | None, capture: Path
 ) -> None:
     cells, problems = resolve_cells(capture, ["beta"], Axis.parse(typed).parts)

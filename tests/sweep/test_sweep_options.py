@@ -138,7 +138,7 @@ def test_a_page_that_cannot_be_written_ends_no_sweep(
     assert len(train.results()) == 2
 
 
-def test_a_disk_that_fills_up_in_mid_sweep_is_a_sentence(
+def test_a_disk_that_fills_up_in_mid_sweep_gives_one_error_message(
     train: Shell, captured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two jobs it cannot even be written that they have failed."""

@@ -539,7 +539,7 @@ def test_a_file_without_the_videos_is_refused(files: PaperFiles, held: str) -> N
 
 
 @given(data=st.data())
-def test_a_damaged_file_is_refused_in_one_sentence(damage_dir: Path, data: st.DataObject) -> None:
+def test_a_damaged_file_is_refused_with_one_error_message(damage_dir: Path, data: st.DataObject) -> None:
     """Cut off anywhere, or with bytes of its pickle changed: no traceback, whatever the pickle then says."""
     good = damage_dir / "good.pth"
     content = bytearray(good.read_bytes())
@@ -629,7 +629,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_ends_in_one_sentence(mistake: str, shell: Shell, files: PaperFiles) -> None:
+def test_a_mistake_ends_with_one_error_message(mistake: str, shell: Shell, files: PaperFiles) -> None:
     arguments, sentence = MISTAKES[mistake]
     ran = shell(*arguments)
     assert ran.code == 1
