@@ -7,8 +7,9 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.axes import expanded
-from lvd.config import CaptureConfig, typed
+from lvd.config import CaptureConfig
 from lvd.entry import exit_on_user_error, leave_ctrl_c_to_joblib, run
+from lvd.typed import typed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="capture")
@@ -22,30 +23,24 @@ def capture(cfg: DictConfig) -> None:
     leave_ctrl_c_to_joblib()
     with exit_on_user_error():
         config = typed(cfg, CaptureConfig)
-        directory = Path(config.captures) / config.name
-        prompts, safe_prompts = config.prompts_file(), config.safe_prompts_file()
+        directory, prompts = config.directory, config.prompts_file()
         alpha: dict[str, float | None] = {}
         if config.source == "uvd":
             from lvd.uvd.importer import import_uvd
 
+            videos, labels = config.videos(), Path(str(config.labels))
+            safe, held_out = config.safe_videos(), config.held_out
             import_uvd(
-                config.pipeline,
-                config.videos(),
-                Path(str(config.labels)),
-                directory,
-                safe=config.safe_videos(),
-                held_out=None if config.eval is None else Path(config.eval),
-                seed=config.seed,
+                config.pipeline, videos, labels, directory, safe=safe, held_out=held_out, seed=config.seed
             )
         else:
             if prompts is not None:
-                names, videos = config.pipeline.category_names, config.videos_per_prompt
-                samples = read_prompts(prompts, names, config.seed, safe_prompts, videos)
+                names, each = config.pipeline.category_names, config.videos_per_prompt
+                samples = read_prompts(prompts, names, config.seed, config.safe_prompts_file(), each)
                 record(config.pipeline, samples, directory, config, folder=prompts.folder)
             if config.labels is not None:
-                labels = Path(config.labels)
-                found = label(directory, labels, config.seed, config.unnamed, config.agreement)
-                print_labelling(labels, found)
+                found = label(directory, Path(config.labels), config.seed, config.unnamed, config.agreement)
+                print_labelling(Path(config.labels), found)
                 alpha = found.alpha
         if config.verify:
             findings = verify(directory)
@@ -56,10 +51,13 @@ def capture(cfg: DictConfig) -> None:
         if config.page or config.label_studio:
             from lvd.labelling.write import write_for_labelling
 
-            run_dir = None if config.run is None else Path(config.runs) / config.run
-            suggested = None if config.suggestions is None else Path(config.suggestions)
-            kinds = {"page": config.page, "label_studio": config.label_studio}
-            write_for_labelling(directory, run=run_dir, suggestions=suggested, **kinds)
+            write_for_labelling(
+                directory,
+                run=config.run_dir,
+                suggestions=config.suggestions_file,
+                page=config.page,
+                label_studio=config.label_studio,
+            )
 
 
 def main() -> None:

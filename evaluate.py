@@ -7,9 +7,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from lvd.config import EvaluateConfig, typed
+from lvd.config import EvaluateConfig
 from lvd.entry import exit_on_user_error, run, settings_by_category
 from lvd.latents.disk import translate_errors
+from lvd.typed import typed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

@@ -6,10 +6,11 @@ import hydra
 from omegaconf import DictConfig
 
 from lvd.axes import expanded
-from lvd.config import TrainConfig, typed
+from lvd.config import TrainConfig
 from lvd.entry import leave_ctrl_c_to_joblib, run
 from lvd.sweep.process import run_job
 from lvd.sweep.request import check_typed_launcher
+from lvd.typed import typed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -6,27 +6,21 @@ The rest of lvd takes plain arguments.
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
 
 from lvd.capture.source import Columns, Recording, Source
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.detect.recipe import DetectorRecipe, EncoderSize, Machine, TrunkRecipe
-from lvd.errors import LvdError, require, require_one_of
+from lvd.errors import require, require_one_of
 from lvd.tracking import LoggerConfig
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
     from lvd.capture.prompts import PromptsFile
     from lvd.uvd.importer import Videos
-
-
-_CHOICES = ("experiment", "hydra/launcher")  # what is chosen by a name and is no field
 
 
 @dataclass(kw_only=True)
@@ -149,6 +143,23 @@ class CaptureConfig(Recording, CaptureInputs):  # --help lists the fields of the
                 f"{key} goes with safe_x0=FILE: give both",
             )
 
+    @property
+    def directory(self) -> Path:
+        return Path(self.captures) / self.name
+
+    @property
+    def run_dir(self) -> Path | None:
+        return None if self.run is None else Path(self.runs) / self.run
+
+    @property
+    def suggestions_file(self) -> Path | None:
+        return _path(self.suggestions)
+
+    @property
+    def held_out(self) -> Path | None:
+        """The file that lists the test split of source=uvd."""
+        return _path(self.eval)
+
     def prompts_file(self) -> "PromptsFile | None":
         categories_map = {str(name): category for name, category in (self.categories_map or {}).items()}
         return _prompts_file(self.prompts, self.columns, self.limit, categories_map)
@@ -255,58 +266,6 @@ class EvaluateConfig(EvaluationRecipe, MeasuredRuns):
     @property
     def run_dirs(self) -> list[Path]:
         return [Path(self.runs) / name for name in self.compare or [self.name]]
-
-
-ConfigT = TypeVar("ConfigT")
-
-
-def typed(cfg: DictConfig, kind: type[ConfigT]) -> ConfigT:
-    """Hydra's configuration as its dataclass, with every range checked.
-
-    Raises:
-        LvdError: a value is out of range or missing, or `+key=value` added one that nothing reads.
-    """
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, kind)
-    for key, place in _added(config):
-        raise LvdError(no_setting(key, place))
-    return config
-
-
-def no_setting(key: str, kind: type) -> str:
-    """A sentence about a key, with its place, that the dataclass there, `kind`, does not have."""
-    place, dot, name = key.rpartition(".")
-    settings = [f"{place}{dot}{setting}" for setting in _settings(kind)]
-    if not place:
-        settings += _CHOICES
-    near = [setting for setting in settings if setting.rpartition(".")[2] == name]
-    near = near or get_close_matches(key, settings, n=1, cutoff=0.7)
-    return f"there is no setting {key}" + (did_you_mean(near) or ": --help lists them")
-
-
-def did_you_mean(near: Sequence[str]) -> str:
-    """The end of a sentence that offers what is near; nothing is: empty."""
-    return f": did you mean {' or '.join(near)}?" if near else ""
-
-
-def _settings(kind: type) -> Iterator[str]:
-    """The settings of a dataclass and of those in it, by their overrides' names."""
-    types = get_type_hints(kind)
-    for setting in fields(kind):
-        yield setting.name
-        inner = types[setting.name]
-        if isinstance(inner, type) and is_dataclass(inner):
-            yield from (f"{setting.name}.{name}" for name in _settings(inner))
-
-
-def _added(config: Any, place: str = "") -> Iterator[tuple[str, type]]:
-    """What a dataclass, or one in it, holds besides its fields, and which one does."""
-    known = {setting.name for setting in fields(config)}
-    for name, value in vars(config).items():
-        if name not in known:
-            yield f"{place}{name}", type(config)
-        elif is_dataclass(value):
-            yield from _added(value, f"{place}{name}.")
 
 
 def _path(path: str | None) -> Path | None:

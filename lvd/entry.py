@@ -16,8 +16,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lvd.config import did_you_mean, no_setting
 from lvd.errors import LvdError
+from lvd.typed import did_you_mean, no_setting
 
 
 def run(main: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lvd.axes import MULTIRUN, read_axes
-from lvd.config import TrainConfig, typed
+from lvd.config import TrainConfig
 from lvd.errors import LvdError
 from lvd.latents import disk
 from lvd.sweep.grid import AXES, Cell
@@ -26,6 +26,7 @@ from lvd.sweep.process import STOP
 from lvd.sweep.progress import watch
 from lvd.sweep.request import Request, read_request
 from lvd.sweep.tables import print_outcome, print_plan, print_start
+from lvd.typed import typed
 
 
 def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, arguments: Sequence[str]) -> None:

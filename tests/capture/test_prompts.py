@@ -404,7 +404,8 @@ def test_a_json_that_is_no_list_of_objects_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_a_map_and_a_folder(tmp_path: Path) -> None:
-    from lvd.config import CaptureConfig, typed
+    from lvd.config import CaptureConfig
+    from lvd.typed import typed
 
     (tmp_path / "1.txt").write_text("a cat\n")
     to = "categories_map={1: gore, self-harm: gore, a b: safe}"

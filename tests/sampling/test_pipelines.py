@@ -28,7 +28,7 @@ from lvd.capture.load import load_pipeline
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
 from lvd.capture.source import Lora, Recording, Source
-from lvd.config import CaptureConfig, typed
+from lvd.config import CaptureConfig
 from lvd.decide.rules import Vote
 from lvd.detect.files import save_detector
 from lvd.detect.network import EncoderConfig, NetworkDetector
@@ -52,6 +52,7 @@ from lvd.sampling.pipelines import (
 )
 from lvd.sampling.weights import weights_digests
 from lvd.sampling.x0 import supported_schedulers
+from lvd.typed import typed
 from support.pipeline_runs import (
     blocked_one_and_left_the_other,
     capture,

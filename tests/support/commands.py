@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from lvd.axes import read_axes
-from lvd.config import TrainConfig, typed
+from lvd.config import TrainConfig
 from lvd.sweep.grid import AXES
 from lvd.sweep.request import Request, read_request
+from lvd.typed import typed
 
 ROOT = Path(__file__).parents[2]
 
