@@ -23,7 +23,7 @@ from torch import Tensor
 import lvd.guard.watch
 from conftest import Scripted, StubPipeline, bundle_info, stub_guard, untrained_run
 from lvd.decide.rules import Flags, certain, decide, flags_needed
-from lvd.decide.sequential import Evidence, Policy, Sequential
+from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard, GuardResult
 from lvd.guard.bundle import Bundle
@@ -176,7 +176,7 @@ class Evident(Scripted):
         return self.odds[rows, step]
 
 
-def sequential(*policy: Policy, steps: int = STEPS) -> Sequential:
+def sequential(*policy: str, steps: int = STEPS) -> Sequential:
     """Sums the log-odds of the first steps; every category has the same boundary."""
     evidence = Evidence(*np.ones((2, steps, 2)), np.zeros((steps, 2)))
     return Sequential(evidence, (3.0, 3.0), policy or ("block", "block"), 0.05, "marginal", 99)

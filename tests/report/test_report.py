@@ -25,7 +25,7 @@ from lvd.decide.metrics import (
     summarise,
 )
 from lvd.decide.rules import Rule, Vote
-from lvd.decide.sequential import Evidence, Policy, Sequential
+from lvd.decide.sequential import Evidence, Sequential
 from lvd.detect.bank import Scored
 from lvd.latents.format import Sample
 from lvd.report import defence, examples, figures, heatmaps, tables
@@ -377,7 +377,7 @@ def measured(test: Scored, *rules: Rule) -> list[tuple[Rule, Summary, Attributio
     ]
 
 
-def sequential(boundary: float, *, alpha_is: Policy = "block") -> Sequential:
+def sequential(boundary: float, *, alpha_is: str = "block") -> Sequential:
     """Cumulated log-odds of three steps, unweighed, against one boundary."""
     evidence = Evidence(np.ones((3, 2)), np.ones((3, 2)), np.zeros((3, 2)))
     return Sequential(evidence, (boundary, boundary), (alpha_is, "block"), 0.05, "marginal", 19)
