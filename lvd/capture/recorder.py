@@ -50,25 +50,27 @@ def record(
     stored = recording.recorded_steps
     if stored is not None and stored > source.steps:
         raise LvdError(f"steps=0..{stored - 1} is more than the {source.steps} steps of the pipeline")
-    job = _Job(source, samples, directory, recording, None if stored == source.steps else stored, folder)
+    wanted = _Wanted(
+        source, samples, directory, recording, None if stored == source.steps else stored, folder
+    )
     own, worker = samples, recording.worker
     if worker is not None:
         size, workers = recording.batch_size, recording.workers
         own = [sample for place, sample in enumerate(samples) if place // size % workers == worker]
     with disk.translate_errors(directory):
-        if _is_complete(job):
+        if _is_complete(wanted):
             return
         with lock.exclusive(directory) if worker is None else lock.shared_by_worker(directory, worker):
             if not writer.is_complete(directory):
-                _record_batches(job, own, worker, pipe)
+                _record_batches(wanted, own, worker, pipe)
             if worker is None:
                 writer.finish(directory)
         if worker is not None:
-            _finish_if_last(job)
+            _finish_if_last(wanted)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Wanted:
     """What is captured, how and where."""
 
     source: Source
@@ -79,74 +81,76 @@ class _Job:
     folder: Path
 
 
-def _is_complete(job: _Job) -> bool:
-    """Whether there is nothing to do; a capture that was begun was begun as this job asks.
+def _is_complete(wanted: _Wanted) -> bool:
+    """Whether there is nothing to do; a capture that was begun was begun as this one is asked for.
 
     Raises:
         LvdError: it was begun with other settings or samples.
     """
-    if (job.directory / "capture.json").is_file():
-        settings = {**job.source.settings(), "recorded_steps": job.recorded_steps}
-        writer.check_same(job.directory, settings, job.samples)
-    if not writer.is_complete(job.directory) or (job.directory / "journal").exists():  # left by a kill
+    if (wanted.directory / "capture.json").is_file():
+        settings = {**wanted.source.settings(), "recorded_steps": wanted.recorded_steps}
+        writer.check_same(wanted.directory, settings, wanted.samples)
+    if not writer.is_complete(wanted.directory) or (wanted.directory / "journal").exists():  # left by a kill
         return False
-    print(f"capture {job.directory} is complete: {len(job.samples)} samples, nothing to do")
+    print(f"capture {wanted.directory} is complete: {len(wanted.samples)} samples, nothing to do")
     return True
 
 
-def _record_batches(job: _Job, samples: Sequence[Sample], worker: int | None, pipe: Pipeline | None) -> None:
+def _record_batches(
+    wanted: _Wanted, samples: Sequence[Sample], worker: int | None, pipe: Pipeline | None
+) -> None:
     """Make what is not there yet of `samples`."""
-    done = journal.journalled(job.directory)
+    done = journal.journalled(wanted.directory)
     left = [sample for sample in samples if sample.sample_id not in done]
     there = len(samples) - len(left)
     if there:
-        print(f"going on with capture {job.directory}: {there} of {len(samples)} samples are there")
+        print(f"going on with capture {wanted.directory}: {there} of {len(samples)} samples are there")
     if not left:
         return
     if pipe is None:
-        pipe = load_pipeline(job.source)
+        pipe = load_pipeline(wanted.source)
     refuse_unreadable_caches(pipe)
     alone = makes_one(pipe) or any(sample.image or sample.video for sample in left)
-    batch_size = 1 if alone else job.recording.batch_size
+    batch_size = 1 if alone else wanted.recording.batch_size
     what = "capturing" if worker is None else f"capturing, worker {worker}"
     shape: tuple[int, ...] = ()
     with progress(what, len(samples), "videos") as advance:
         advance(there)
         for start in range(0, len(left), batch_size):
             batch = left[start : start + batch_size]
-            shape = _record_batch(pipe, job, batch, worker, shape)
+            shape = _record_batch(pipe, wanted, batch, worker, shape)
             advance(len(batch))
 
 
-def _finish_if_last(job: _Job) -> None:
+def _finish_if_last(wanted: _Wanted) -> None:
     """Close a capture that has all its samples, unless other workers still write."""
-    with lock.exclusive_if_last(job.directory) as last:
+    with lock.exclusive_if_last(wanted.directory) as last:
         if not last:
             return
         missing = 0
-        if not writer.is_complete(job.directory):
-            missing = len(job.samples) - len(journal.journalled(job.directory))
+        if not writer.is_complete(wanted.directory):
+            missing = len(wanted.samples) - len(journal.journalled(wanted.directory))
         if missing:
-            print(f"{missing} of {len(job.samples)} samples are left: the last worker closes the capture")
+            print(f"{missing} of {len(wanted.samples)} samples are left: the last worker closes the capture")
         else:
-            writer.finish(job.directory)
+            writer.finish(wanted.directory)
 
 
 def _record_batch(
-    pipe: Pipeline, job: _Job, batch: Sequence[Sample], worker: int | None, shape: tuple[int, ...]
+    pipe: Pipeline, wanted: _Wanted, batch: Sequence[Sample], worker: int | None, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Make one batch and return its latents' shape; another than `shape` is checked against the capture."""
-    steps = job.source.steps if job.recorded_steps is None else job.recorded_steps
+    steps = wanted.source.steps if wanted.recorded_steps is None else wanted.recorded_steps
     ids = [sample.sample_id for sample in batch]
-    inputs = load_inputs(batch[0], job.folder)
-    with journal.Entry(job.directory, ids, steps, worker) as entry:
-        videos = _sample_batch(pipe, job.source, batch, inputs, entry, decode=job.recording.preview)
+    inputs = load_inputs(batch[0], wanted.folder)
+    with journal.Entry(wanted.directory, ids, steps, worker) as entry:
+        videos = _sample_batch(pipe, wanted.source, batch, inputs, entry, decode=wanted.recording.preview)
         if entry.latent_shape != shape:
-            writer.begin(job.directory, _describe(pipe, job, entry.latent_shape), job.samples)
-        if job.recording.preview:
-            rate = frames_a_second(job.source.call)
+            writer.begin(wanted.directory, _describe(pipe, wanted, entry.latent_shape), wanted.samples)
+        if wanted.recording.preview:
+            rate = frames_a_second(wanted.source.call)
             for sample, frames in zip(batch, videos, strict=True):
-                write_preview(job.directory, sample.sample_id, frames, rate)
+                write_preview(wanted.directory, sample.sample_id, frames, rate)
         entry.commit()
     return entry.latent_shape
 
@@ -194,8 +198,8 @@ def _sample_batch(
     return output[0]
 
 
-def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> CaptureInfo:
-    source = job.source
+def _describe(pipe: Pipeline, wanted: _Wanted, latent_shape: tuple[int, ...]) -> CaptureInfo:
+    source = wanted.source
     pipeline_class = type(pipe).__name__
     origin = origin_of(
         source,
@@ -206,6 +210,6 @@ def _describe(pipe: Pipeline, job: _Job, latent_shape: tuple[int, ...]) -> Captu
         layout=layout_of(pipeline_class, source.layout),
         layout_given=is_given(pipeline_class, source.layout),
         step_caches=step_caches(pipe),
-        weights=weights_digests(pipe) if job.recording.weights else {},
+        weights=weights_digests(pipe) if wanted.recording.weights else {},
     )
-    return capture_info(source, origin, recorded_steps=job.recorded_steps, parts=source.parts())
+    return capture_info(source, origin, recorded_steps=wanted.recorded_steps, parts=source.parts())

@@ -140,7 +140,7 @@ def trunk_identity(job: Job, recipe: TrunkRecipe) -> Identity:
 
 
 def identities(job: Job, cells: Iterable[Cell], recipe: DetectorRecipe) -> dict[Cell, Identity]:
-    """Of many jobs at once: the files that all of them depend on are read once.
+    """What each cell's job is; the files that all of them depend on are read once.
 
     Raises:
         LvdError: what the recipe starts from is not there, or a file of the capture is missing.
