@@ -36,10 +36,14 @@ def frames_a_second(call: Mapping[str, Any]) -> float:
 
 
 def write_preview(capture: Path, sample_id: str, frames_FHWC: npt.NDArray[Any], rate: float) -> None:
+    """Write the preview of a sample, as `write_video` does."""
+    write_video(capture / FOLDER / f"{sample_id}.mp4", frames_FHWC, rate)
+
+
+def write_video(path: Path, frames_FHWC: npt.NDArray[Any], rate: float) -> None:
     """Write a video, in one move: H.264 in MP4, which every browser plays. Frames are floats in [0, 1]."""
     import av
 
-    path = capture / FOLDER / f"{sample_id}.mp4"
     frames = _enlarged((np.nan_to_num(frames_FHWC).clip(0, 1) * 255).round().astype(np.uint8))
     options = {"movflags": "+faststart"}
     with (

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lvd.guard.audit import AuditLog
     from lvd.guard.decision import Decision, Verdict
     from lvd.guard.guard import Guard
+    from lvd.guard.metrics import Metrics
     from lvd.guard.pipeline import GuardResult
     from lvd.guard.session import Session
 
@@ -15,10 +16,11 @@ _HOMES = {
     "Decision": "decision",
     "Guard": "guard",
     "GuardResult": "pipeline",
+    "Metrics": "metrics",
     "Session": "session",
     "Verdict": "decision",
 }
-__all__ = ["AuditLog", "Decision", "Guard", "GuardResult", "Session", "Verdict"]
+__all__ = ["AuditLog", "Decision", "Guard", "GuardResult", "Metrics", "Session", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,14 @@ from typing import Literal
 
 Mode = Literal["block", "observe"]
 Outcome = Literal["unsafe", "safe", "unchecked"]
+Fault = Literal[
+    "error",  # a detector, or what else a check runs, raised
+    "malformed",  # a step out of its order, a shape that is not the capture's
+    "not_finite",  # NaN, Inf or beyond float16, in a latent or an answer
+    "late",  # a check took longer than its limit
+    "incomplete",  # other steps or videos than there should be
+    "sampler",  # the sampler failed, or gave up
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,15 @@ class Decision:
     scores: tuple[tuple[float, ...], ...]  # P(unsafe) of each category at each step that was checked
     seconds: float  # spent on checks while this sample was being sampled
     notes: tuple[str, ...] = ()  # what else one should know: a layout given by hand, a log that failed
+    fault: Fault | None = None  # the kind of what went wrong with an unchecked sample; None of any other
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """The denoising steps of one sampling."""
+
+    made: int
+    saved: int  # not made, since all samples were blocked
 
 
 @dataclass(frozen=True)

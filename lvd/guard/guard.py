@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +25,15 @@ from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches
 from lvd.guard.audit import AuditLog
 from lvd.guard.bundle import Bundle, load_bundle
-from lvd.guard.decision import Decision, Mode
+from lvd.guard.decision import Decision, Mode, StepCount
+from lvd.guard.decision_log import log_decisions
 from lvd.guard.options import GuardOptions
 from lvd.guard.pipeline import GuardResult, call_under_guard
 from lvd.guard.session import OnStep, Sampling, Session
 from lvd.sampling.fingerprint import Pipeline
+
+if TYPE_CHECKING:
+    from lvd.guard.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ class Guard:
         math.inf waits without end. Pipelines that share a scheduler take turns.
     audit: where every decision is recorded before a video is handed out. In mode block, a video whose
         decision cannot be recorded is not handed out.
+    metrics: where every decision is counted, for Prometheus.
     """
 
     def __init__(
@@ -58,10 +63,12 @@ class Guard:
         limit_seconds: float | None = None,
         wait_seconds: float = 0.0,
         audit: AuditLog | None = None,
+        metrics: "Metrics | None" = None,
     ) -> None:
         self._options = GuardOptions(mode, fail_open, allow_mismatch, limit_seconds, wait_seconds)
         self.bundle = bundle
         self._audit = audit
+        self._metrics = metrics
         self._placed: dict[torch.device, Detectors] = {}
         self._placing = threading.Lock()
 
@@ -152,7 +159,7 @@ class Guard:
             self._detectors_on,
             self._options,
             Sampling(samples, steps, begins_late, found),
-            lambda decisions: self._record(prompts, decisions),
+            lambda decisions, steps: self._record(prompts, decisions, steps),
             on_step=on_step,
             preview=preview,
         )
@@ -163,8 +170,18 @@ class Guard:
                 self._placed[device] = self.bundle.detectors_on(device)
             return self._placed[device]
 
-    def _record(self, prompts: Sequence[str], decisions: Sequence[Decision]) -> list[Decision]:
-        """Record the decisions and return them, with a note where observing goes on without a record.
+    def _record(
+        self, prompts: Sequence[str], decisions: Sequence[Decision], steps: StepCount
+    ) -> list[Decision]:
+        """Record the decisions in all places; raises and returns as `_audited`."""
+        recorded = self._audited(prompts, decisions)
+        log_decisions(self.bundle.digest, recorded)
+        if self._metrics is not None:
+            self._metrics.count(recorded, steps, self.bundle.info.category_names)
+        return recorded
+
+    def _audited(self, prompts: Sequence[str], decisions: Sequence[Decision]) -> list[Decision]:
+        """The decisions once the audit log has them, with a note where observing goes on without it.
 
         Raises:
             LvdError: they cannot be recorded, and the guard blocks.
@@ -174,6 +191,8 @@ class Guard:
             try:
                 self._audit.append(self.bundle.digest, rows)
             except Exception as error:
+                if self._metrics is not None:
+                    self._metrics.count_unrecorded(len(rows))
                 if self.mode == "block":
                     raise
                 note = f"not recorded: {error}"

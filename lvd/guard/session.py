@@ -27,7 +27,7 @@ from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches
 from lvd.guard.bundle import BundleInfo
-from lvd.guard.decision import Decision, Verdict
+from lvd.guard.decision import Decision, Fault, StepCount, Verdict
 from lvd.guard.options import GuardOptions
 from lvd.guard.watch import Watch
 from lvd.sampling.layout import Layout
@@ -65,7 +65,7 @@ class Session:
         detectors_on: Callable[[torch.device], Detectors],
         options: GuardOptions,
         sampling: Sampling,
-        record: Callable[[Sequence[Decision]], list[Decision]],
+        record: Callable[[Sequence[Decision], StepCount], list[Decision]],
         *,
         on_step: OnStep | None,
         preview: bool,
@@ -81,6 +81,7 @@ class Session:
         self._preview = preview
         self._checked: Tensor | None = None  # the x0 that a check has gone through, until it is reported
         self._befores: dict[int, StateBefore] = {}  # by the identity of the part
+        self._saved = 0  # steps that need not be made
         self._closed = False
         self._decisions: list[Decision] | None = None
 
@@ -159,7 +160,8 @@ class Session:
         """
         rows = self._rows()
         if len(latent) != rows:
-            self.fail(f"step {self._watch.step}: the sampler has {len(latent)} rows, not {rows}")
+            why = f"step {self._watch.step}: the sampler has {len(latent)} rows, not {rows}"
+            self.fail(why, fault="malformed")
             raise LvdError(f"the latent has {len(latent)} rows, and the session {rows}")
         if blocked := self.blocked:
             latent.unflatten(0, (len(self._watch), -1))[blocked] = 0
@@ -171,7 +173,8 @@ class Session:
         """
         rows = self._rows()
         if len(output[0]) != rows:
-            self.fail(f"step {self._watch.step}: the scheduler returned {len(output[0])} rows, not {rows}")
+            why = f"step {self._watch.step}: the scheduler returned {len(output[0])} rows, not {rows}"
+            self.fail(why, fault="malformed")
             return False
         for part in output.to_tuple() if hasattr(output, "to_tuple") else output:
             if isinstance(part, Tensor) and len(part) == rows:
@@ -186,9 +189,9 @@ class Session:
         for part in parts:
             self._befores[id(part)] = StateBefore(part)
 
-    def fail(self, why: str, rows: Sequence[int] | None = None) -> None:
+    def fail(self, why: str, rows: Sequence[int] | None = None, *, fault: Fault = "sampler") -> None:
         """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
-        self._watch.fail(why, rows)
+        self._watch.fail(why, rows, fault=fault)
 
     def close(self, videos: int | None = None) -> list[Decision]:
         """The sampler has come to its end: did it do all that it should have? Record, and say what it is.
@@ -204,15 +207,15 @@ class Session:
         if not self._closed:
             made = self._watch.step + 1
             if made != self._steps:
-                self.fail(f"the sampler made {made} steps, not {self._steps}")
+                self.fail(f"the sampler made {made} steps, not {self._steps}", fault="incomplete")
             if made < self._info.rule.steps:
                 needed = self._info.rule.steps
-                self.fail(
-                    f"{made} steps are too few to decide by: {needed} are needed", self._watch.undecided
-                )
+                why = f"{made} steps are too few to decide by: {needed} are needed"
+                self.fail(why, self._watch.undecided, fault="incomplete")
             told_apart = videos is None or videos == len(self._watch)
             if not told_apart:
-                self.fail(f"the pipeline returned {videos} videos for {len(self._watch)} samples")
+                why = f"the pipeline returned {videos} videos for {len(self._watch)} samples"
+                self.fail(why, fault="incomplete")
             self._end(handed_out=told_apart)
         return self._recorded()
 
@@ -244,7 +247,7 @@ class Session:
         self._closed, all_released = True, False
         try:
             decisions = self._watch.decisions(self._mismatches, handed_out=handed_out)
-            self._decisions = self._record(decisions)
+            self._decisions = self._record(decisions, StepCount(self._watch.step + 1, self._saved))
             all_released = all(decision.released for decision in self._decisions)
         finally:
             if not all_released:
@@ -259,6 +262,7 @@ class Session:
     def _report(self) -> list[Verdict]:
         """After a check: a step that was checked is reported first."""
         x0, self._checked = self._checked, None
+        self._saved = max(self._steps - self._watch.step - 1, 0) if self.stopped else 0
         if self._on_step is not None and x0 is not None:
             shown = [row for row in range(len(self._watch)) if row not in self.blocked]
             preview = {row: x0[row].clone() for row in shown} if self._preview else None

@@ -16,7 +16,7 @@ from lvd.decide.rules import Tracker
 from lvd.detect.ensemble import Detectors
 from lvd.errors import LvdError
 from lvd.guard.bundle import BundleInfo
-from lvd.guard.decision import Decision, Outcome, Verdict
+from lvd.guard.decision import Decision, Fault, Outcome, Verdict
 from lvd.guard.options import GuardOptions
 
 _FLOAT16_MAX = torch.finfo(torch.float16).max
@@ -30,6 +30,7 @@ class _Sample:
     outcome: Outcome | None = None
     step: int | None = None
     why: str = ""
+    fault: Fault = "incomplete"  # of one that is never decided, and of one that a fault left unchecked
     scores: list[tuple[float, ...]] = field(default_factory=list)
 
 
@@ -74,8 +75,10 @@ class Watch:
         try:
             yield
         except Exception as error:
-            told = str(error) if isinstance(error, LvdError) else f"{type(error).__name__}: {error}"
-            self.fail(f"step {self.step}: {told}")
+            if isinstance(error, LvdError):
+                self.fail(f"step {self.step}: {error}", fault="malformed")
+            else:
+                self.fail(f"step {self.step}: {type(error).__name__}: {error}", fault="error")
         self._seconds += time.perf_counter() - started
 
     def look_at(self, x0: Tensor, x_t: Tensor | None) -> None:
@@ -92,7 +95,7 @@ class Watch:
                 continue
             largest = latent.flatten(1).abs().amax(dim=1).tolist()  # NaN stays NaN
             bad = [row for row, value in enumerate(largest) if not value <= _FLOAT16_MAX]
-            self.fail(f"step {self.step}: {name} is NaN, Inf or beyond float16", bad)
+            self.fail(f"step {self.step}: {name} is NaN, Inf or beyond float16", bad, fault="not_finite")
 
     def score(self, x0: Tensor) -> None:
         """Ask the detectors about the samples that are not decided, where the rule looks at this step.
@@ -118,20 +121,22 @@ class Watch:
             finite = torch.isfinite(logits).all(dim=1).tolist()
         seconds, limit = time.perf_counter() - started, self._options.limit_seconds
         if limit is not None and seconds > limit:
-            self.fail(f"step {self.step}: the check took {seconds:.3f} s, limit {limit} s", rows)
+            why = f"step {self.step}: the check took {seconds:.3f} s, limit {limit} s"
+            self.fail(why, rows, fault="late")
             return
         for row, good, of_sample in zip(rows, finite, scores, strict=True):
             if good:
                 self._follow(row, tuple(of_sample))
             else:
-                self.fail(f"step {self.step}: a detector's logit is NaN or Inf", [row])
+                why = f"step {self.step}: a detector's logit is NaN or Inf"
+                self.fail(why, [row], fault="not_finite")
 
-    def fail(self, why: str, rows: Sequence[int] | None = None) -> None:
+    def fail(self, why: str, rows: Sequence[int] | None = None, *, fault: Fault) -> None:
         """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
         for row in range(len(self._samples)) if rows is None else rows:
             sample = self._samples[row]
             if sample.outcome in (None, "safe") or (sample.outcome == "unsafe" and not sample.tracker.blocks):
-                sample.outcome, sample.why = "unchecked", why
+                sample.outcome, sample.why, sample.fault = "unchecked", why, fault
                 sample.step = self.step if self.step >= 0 else None
 
     def scores(self) -> list[tuple[float, ...] | None]:
@@ -163,6 +168,7 @@ class Watch:
                 scores=tuple(sample.scores),
                 seconds=self._seconds,
                 notes=notes,
+                fault=sample.fault if sample.outcome in (None, "unchecked") else None,
             )
             for sample in self._samples
         ]

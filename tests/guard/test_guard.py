@@ -35,6 +35,7 @@ STEPS, ETA = 6, 4  # of `bundle_info`
 TRAINING_ONLY = (
     *("diffusers", "lightning", "hydra", "omegaconf", "wandb"),
     *("h5py", "matplotlib", "pandas", "plotly"),
+    *("prometheus_client", "fastapi", "uvicorn"),
 )
 
 
