@@ -26,7 +26,7 @@ def sample(session: Session, denoise: Denoise, noise_BCFHW: Tensor, levels: Sequ
     x_t = noise_BCFHW
     for step, level in enumerate(levels):
         x0 = denoise(x_t, level)
-        session.check(step, x0, x_t)
+        session.check(step, x0, x_t, noise_level=level)
         if session.stopped:
             return None
         lower = levels[step + 1] if step + 1 < len(levels) else 0.0

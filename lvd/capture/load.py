@@ -11,9 +11,9 @@ from lvd.capture.source import Source
 from lvd.errors import LvdError
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo
 from lvd.sampling.fingerprint import Pipeline, denoisers, plain_config
+from lvd.sampling.noise import Scheduler
 from lvd.sampling.origin import Origin
 from lvd.sampling.pipelines import check_class, check_supported, layout_of
-from lvd.sampling.x0 import Scheduler
 
 
 def origin_of(

@@ -19,6 +19,7 @@ from lvd.progress import progress
 from lvd.sampling.caches import step_caches
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, fingerprint
+from lvd.sampling.noise import noise_level
 from lvd.sampling.pipelines import is_given, latent_size, layout_of, refuse_unreadable_caches
 from lvd.sampling.tap import tap_x0
 from lvd.sampling.weights import weights_digests
@@ -144,9 +145,13 @@ def _record_batch(
     ids = [sample.sample_id for sample in batch]
     inputs = load_inputs(batch[0], wanted.folder)
     with journal.Entry(wanted.directory, ids, steps, worker) as entry:
-        videos = _sample_batch(pipe, wanted.source, batch, inputs, entry, decode=wanted.recording.preview)
+        videos, levels = _sample_batch(
+            pipe, wanted.source, batch, inputs, entry, decode=wanted.recording.preview
+        )
         if entry.latent_shape != shape:
-            writer.begin(wanted.directory, _describe(pipe, wanted, entry.latent_shape), wanted.samples)
+            writer.begin(
+                wanted.directory, _describe(pipe, wanted, entry.latent_shape, levels), wanted.samples
+            )
         if wanted.recording.preview:
             rate = frames_a_second(wanted.source.call)
             for sample, frames in zip(batch, videos, strict=True):
@@ -163,20 +168,22 @@ def _sample_batch(
     entry: journal.Entry,
     *,
     decode: bool,
-) -> Any:
-    """Sample a batch and add its x0 to `entry`; returns the videos `[B, F, H, W, 3]` or latents."""
-    made = 0
+) -> tuple[Any, tuple[float, ...]]:
+    """Sample a batch and add its x0 to `entry`.
+
+    Returns the videos `[B, F, H, W, 3]` or latents, and the noise levels of the stored steps.
+    """
+    levels: list[float] = []
     layout = layout_of(type(pipe).__name__, source.layout)
 
-    def on_x0(step: int, _timestep: Tensor | float, x0_BCFHW: Tensor) -> None:
-        nonlocal made
+    def on_x0(step: int, timestep: Tensor | float, x0_BCFHW: Tensor) -> None:
         where = f"step {step} of samples {batch[0].sample_id} to {batch[-1].sample_id}"
         if x0_BCFHW.shape[0] != len(batch):
             raise LvdError(f"x0 of {where} has {x0_BCFHW.shape[0]} samples: is layout={layout} right?")
         stored = writer.to_float16(x0_BCFHW, where)
         if step < entry.steps:
             entry.add(step, stored)
-        made += 1
+        levels.append(noise_level(pipe.scheduler, timestep))
 
     call = call_arguments(pipe, source.steps, source.guidance, source.call, len(batch), inputs)
     call |= prompt_argument(pipe, [sample.prompt for sample in batch])
@@ -190,15 +197,17 @@ def _sample_batch(
             )
     except (TypeError, ValueError) as error:  # how diffusers refuses its arguments
         raise LvdError(f"the pipeline refused the call: {' '.join(str(error).split())}") from error
-    if made != source.steps:
+    if len(levels) != source.steps:
         raise LvdError(
-            f"the sampler made {made} steps, not {source.steps}: "
+            f"the sampler made {len(levels)} steps, not {source.steps}: "
             "set pipeline.steps to what this pipeline runs"
         )
-    return output[0]
+    return output[0], tuple(levels[: entry.steps])
 
 
-def _describe(pipe: Pipeline, wanted: _Wanted, latent_shape: tuple[int, ...]) -> CaptureInfo:
+def _describe(
+    pipe: Pipeline, wanted: _Wanted, latent_shape: tuple[int, ...], noise_levels: tuple[float, ...]
+) -> CaptureInfo:
     source = wanted.source
     pipeline_class = type(pipe).__name__
     origin = origin_of(
@@ -211,5 +220,6 @@ def _describe(pipe: Pipeline, wanted: _Wanted, latent_shape: tuple[int, ...]) ->
         layout_given=is_given(pipeline_class, source.layout),
         step_caches=step_caches(pipe),
         weights=weights_digests(pipe) if wanted.recording.weights else {},
+        noise_levels=noise_levels,
     )
     return capture_info(source, origin, recorded_steps=wanted.recorded_steps, parts=source.parts())

@@ -1,5 +1,6 @@
 """Many detectors as one network: what a check computes, in a guard and wherever its cost is measured."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -42,7 +43,8 @@ class StepDetectors(nn.Module):
 
     def forward(self, x0_BCFHW: Tensor, features_BD: Tensor | None) -> Tensor:
         logits_BK = x0_BCFHW.new_empty(len(x0_BCFHW), self.categories, dtype=torch.float32)
-        if features_BD is not None:
+        if self.head_columns:
+            assert features_BD is not None
             logits_BK[:, self.head_columns] = features_BD @ self.weight.T + self.bias
         frames: dict[tuple[int, int, int], Tensor] = {}
         for column, network in self.networks.items():
@@ -58,17 +60,25 @@ class StepDetectors(nn.Module):
 
 
 class Detectors(nn.Module):
-    """The detectors of some steps on one trunk: `(step, x0 [B, C, F, H, W])` -> logits `[B, K]` float32."""
+    """The detectors of some steps on one trunk: `(step, x0 [B, C, F, H, W])` -> logits `[B, K]` float32.
+
+    At a position between two steps (`lvd.detect.levels`), features are the trunk's of that position, and
+    logits lie between those of the two steps' detectors; beyond the last step, they are the last one's.
+    """
 
     def __init__(self, trunk: Trunk | None, steps: Mapping[int, StepDetectors]) -> None:
         super().__init__()
         self.trunk = trunk
         self.steps = nn.ModuleDict({str(step): detectors for step, detectors in steps.items()})
+        self._last = max(steps)
 
-    def forward(self, step: int, x0_BCFHW: Tensor) -> Tensor:
-        detectors = self.steps[str(step)]
+    def forward(self, step: float, x0_BCFHW: Tensor) -> Tensor:
+        below, above = (min(around, self._last) for around in (math.floor(step), math.ceil(step)))
+        lower, upper = self.steps[str(below)], self.steps[str(above)]
         features = None
-        if self.trunk is not None and detectors.head_columns:
+        if self.trunk is not None and (lower.head_columns or upper.head_columns):
             features = self.trunk.features(x0_BCFHW, step)
-        logits: Tensor = detectors(x0_BCFHW, features)
-        return logits
+        logits: Tensor = lower(x0_BCFHW, features)
+        if above == below:
+            return logits
+        return torch.lerp(logits, upper(x0_BCFHW, features), step - below)

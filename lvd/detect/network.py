@@ -90,7 +90,8 @@ class Trunk(nn.Module):
     """One encoder for all steps and categories: `(x0 [B, C, F, H, W], step [B])` -> logits `[B, K]`.
 
     The pooled features are scaled and shifted by an embedding of the step (FiLM, Perez et al., 2018).
-    Input is x0 as captured; it is standardised here, per step and channel.
+    Input is x0 as captured; it is standardised here, per step and channel. A step that is no whole number is
+    a position between two (`lvd.detect.levels`): embedding and standardisation are interpolated.
     """
 
     mean: Tensor
@@ -108,16 +109,18 @@ class Trunk(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def standardise(self, x_BCFHW: Tensor, step_B: Tensor) -> Tensor:
-        return (x_BCFHW.float() - _as_channels(self.mean[step_B])) / _as_channels(self.std[step_B])
+        mean_BC, std_BC = at_steps(self.mean, step_B), at_steps(self.std, step_B)
+        return (x_BCFHW.float() - _as_channels(mean_BC)) / _as_channels(std_BC)
 
     def pool(self, standardised_BCFHW: Tensor, step_B: Tensor) -> Tensor:
         """Features `[B, D]` of standardised latents: what the outputs and all heads of a step read."""
         pooled_BD = self.encoder(standardised_BCFHW)
-        features_BD: Tensor = pooled_BD * (1 + self.scale(step_B)) + self.shift(step_B)
+        scale_BD, shift_BD = at_steps(self.scale.weight, step_B), at_steps(self.shift.weight, step_B)
+        features_BD: Tensor = pooled_BD * (1 + scale_BD) + shift_BD
         return features_BD
 
-    def features(self, x_BCFHW: Tensor, step: int) -> Tensor:
-        """Features `[B, D]` of x0 as captured, all of one step."""
+    def features(self, x_BCFHW: Tensor, step: float) -> Tensor:
+        """Features `[B, D]` of x0 as captured, all of one step or position."""
         step_B = torch.full((len(x_BCFHW),), step, device=x_BCFHW.device)
         return self.pool(self.standardise(x_BCFHW, step_B), step_B)
 
@@ -224,6 +227,14 @@ def videomae_frames(config: VideoMAEConfig) -> tuple[int, int, int]:
 
 
 Detector = HeadDetector | NetworkDetector | PixelDetector
+
+
+def at_steps(table_SD: Tensor, step_B: Tensor) -> Tensor:
+    """Rows `[B, D]` of a table with one a step; of a position between two steps, what lies between theirs."""
+    if not step_B.is_floating_point():
+        return table_SD[step_B]
+    below_B, above_B = step_B.floor().long(), step_B.ceil().long()
+    return torch.lerp(table_SD[below_B], table_SD[above_B], (step_B - below_B)[:, None])
 
 
 def _as_channels(values_BC: Tensor) -> Tensor:

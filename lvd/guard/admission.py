@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.guard.options import GuardOptions
 from lvd.sampling.call import takes
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.origin import FREE_ARGUMENTS
 from lvd.sampling.pipelines import makes_one_of_a_prompt
 
 
-def refuse_mismatches(found: Sequence[str], *, allowed: bool) -> None:
-    """Refuse what a bundle was not made for.
+def refuse_mismatches(others: Sequence[str], schedule: Sequence[str], options: GuardOptions) -> None:
+    """Refuse what a bundle was not made for; a guard that goes by noise level is made for any schedule.
 
     Raises:
         LvdError: names every difference.
     """
-    if found and not allowed:
+    found = others if options.by_noise_level else [*others, *schedule]
+    if found and not options.allow_mismatch:
         raise LvdError(
             f"the bundle was not made for this: {'; '.join(found)} "
             "(allow_mismatch=True goes on all the same, and every decision says so)"

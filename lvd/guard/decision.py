@@ -26,7 +26,7 @@ class Decision:
     mode: Mode  # that it was made in
     released: bool  # whether the video was handed out
     mismatches: tuple[str, ...]  # how the pipeline differs from the bundle's, where that was allowed
-    scores: tuple[tuple[float, ...], ...]  # P(unsafe) of each category at each step that was checked
+    scores: tuple[tuple[float, ...], ...]  # P(unsafe) of each category at each step that the rule looked at
     seconds: float  # spent on checks while this sample was being sampled
     notes: tuple[str, ...] = ()  # what else one should know: a layout given by hand, a log that failed
     fault: Fault | None = None  # the kind of what went wrong with an unchecked sample; None of any other

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lvd.detect.ensemble import Detectors
+from lvd.detect.levels import TrainedLevels
 from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches
 from lvd.guard.audit import AuditLog
@@ -45,6 +46,9 @@ class Guard:
         when the log fails: the decisions' notes and a warning then say so.
     fail_open: release unchecked videos, too. They stay `unchecked`.
     allow_mismatch: run on a pipeline that the bundle was not made for; every decision then says so.
+    by_noise_level: run at other numbers of steps and with other schedulers of the same model. Detectors are
+        interpolated by the noise level of a step, and every decision says how it differs. The bundle's rates
+        and guarantee were not measured there.
     limit_seconds: a check that takes longer makes its samples unchecked.
     wait_seconds: how long a call waits for a scheduler that another call holds, before it is refused;
         math.inf waits without end. Pipelines that share a scheduler take turns.
@@ -60,12 +64,17 @@ class Guard:
         mode: Mode = "block",
         fail_open: bool = False,
         allow_mismatch: bool = False,
+        by_noise_level: bool = False,
         limit_seconds: float | None = None,
         wait_seconds: float = 0.0,
         audit: AuditLog | None = None,
         metrics: "Metrics | None" = None,
     ) -> None:
-        self._options = GuardOptions(mode, fail_open, allow_mismatch, limit_seconds, wait_seconds)
+        self._options = GuardOptions(
+            mode, fail_open, allow_mismatch, by_noise_level, limit_seconds, wait_seconds
+        )
+        if by_noise_level:
+            TrainedLevels.of(bundle.info.origin.noise_levels)
         self.bundle = bundle
         self._audit = audit
         self._metrics = metrics
@@ -127,7 +136,8 @@ class Guard:
         steps: int | None = None,
         prompts: Sequence[str] = (),
         begins_late: bool = False,
-        mismatches: Sequence[str] | None = None,
+        mismatches: Sequence[str] = (),
+        schedule_mismatches: Sequence[str] | None = None,
         on_step: OnStep | None = None,
         preview: bool = False,
     ) -> Session:
@@ -138,8 +148,10 @@ class Guard:
         prompts: what the audit log records, one a sample; without them, it records empty ones.
         begins_late: the sampling leaves the first steps of its scheduler's timesteps out, since its videos
             are only noised in part. Of use to `check_step`.
-        mismatches: how the sampling differs from the bundle's capture, from a caller who has looked; without
-            it, steps are compared, since a session sees nothing else.
+        mismatches: how the sampling differs from the bundle's capture, from a caller who has looked: a
+            session does not see its network, guidance and prompts.
+        schedule_mismatches: how the noise levels of its steps may differ, from a caller who has looked, which
+            is allowed by noise level; without it, numbers of steps are compared.
         on_step, preview: as for a call.
 
         Raises:
@@ -152,13 +164,16 @@ class Guard:
         prompts = list(prompts) or [""] * samples
         if len(prompts) != samples:
             raise LvdError(f"there are {len(prompts)} prompts for {samples} samples")
-        found = info.origin.session_mismatches(steps) if mismatches is None else mismatches
-        refuse_mismatches(found, allowed=self._options.allow_mismatch)
+        others = [*mismatches, *info.origin.x0_mismatches()]
+        schedule = schedule_mismatches
+        if schedule is None:
+            schedule = info.origin.steps_mismatches(steps)
+        refuse_mismatches(others, schedule, self._options)
         return Session(
             info,
             self._detectors_on,
             self._options,
-            Sampling(samples, steps, begins_late, found),
+            Sampling(samples, steps, begins_late, [*others, *schedule]),
             lambda decisions, steps: self._record(prompts, decisions, steps),
             on_step=on_step,
             preview=preview,

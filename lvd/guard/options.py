@@ -17,6 +17,7 @@ class GuardOptions:
     mode: Mode = "block"
     fail_open: bool = False
     allow_mismatch: bool = False
+    by_noise_level: bool = False
     limit_seconds: float | None = None
     wait_seconds: float = 0.0
 

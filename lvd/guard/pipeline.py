@@ -58,6 +58,7 @@ def call_under_guard(
         prompts=[prompt for prompt in prompts for _ in range(repeats_of(arguments))],
         begins_late="strength" in call,
         mismatches=origin.mismatches(pipe, arguments),
+        schedule_mismatches=origin.schedule_mismatches(pipe, arguments),
         on_step=on_step,
         preview=preview,
     )

@@ -10,8 +10,9 @@
             session.blank(x)
     decisions = session.close()                 # one a sample: what is not `released` is withheld
 
-It knows no pipeline, and no scheduler but one that `check_step` is given. Whatever goes wrong with a check
-makes its samples `unchecked`, and so does a check that never came.
+It knows no pipeline, and no scheduler but one that `check_step` is given; a guard by noise level is told that
+of each step, `session.check(step, x0, noise_level=...)`. Whatever goes wrong with a check makes its samples
+`unchecked`, and so does a check that never came.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +32,10 @@ from lvd.guard.decision import Decision, Fault, StepCount, Verdict
 from lvd.guard.options import GuardOptions
 from lvd.guard.watch import Watch
 from lvd.sampling.layout import Layout
+from lvd.sampling.noise import Scheduler, Timestep
 from lvd.sampling.order import StepOrder
 from lvd.sampling.state import StateBefore
 from lvd.sampling.tap import StepCall
-from lvd.sampling.x0 import Scheduler, Timestep
 
 # After each checked step, once what is blocked is known: (step, scores, preview). `scores` has P(unsafe) of
 # each category at this step for each sample, or None where no detector was asked. `preview` has, by its row,
@@ -71,10 +72,10 @@ class Session:
         preview: bool,
     ) -> None:
         self._info = info
-        self._allow_mismatch = options.allow_mismatch
+        self._options = options
         self._steps = sampling.steps
         self._mismatches = list(sampling.mismatches)
-        self._watch = Watch(info, detectors_on, options, sampling.samples)
+        self._watch = Watch(info, detectors_on, options, sampling.samples, sampling.steps)
         self._order = StepOrder(sampling.steps, begins_late=sampling.begins_late)
         self._record = record
         self._on_step = on_step
@@ -95,18 +96,32 @@ class Session:
         """Whether all are blocked: there is nothing left to sample for."""
         return len(self.blocked) == len(self._watch)
 
-    def check(self, step: int, x0_BCFHW: Tensor, x_t_BCFHW: Tensor | None = None) -> list[Verdict]:
+    def check(
+        self,
+        step: int,
+        x0_BCFHW: Tensor,
+        x_t_BCFHW: Tensor | None = None,
+        *,
+        noise_level: float | None = None,
+    ) -> list[Verdict]:
         """Look at the x0 that the sampler predicts at `step` (from 0), before the sampler goes on with it.
 
         x0_BCFHW: `[samples, C, F, H, W]` of any floating dtype, as the bundle's capture has it.
         x_t_BCFHW: the noisy latent it was predicted from, looked at for NaN and Inf alone.
+        noise_level: sigma / (alpha + sigma) of the noisy latent alpha x0 + sigma noise: 1 is noise alone, 0
+            none. Needed by a guard that goes by noise level; any other goes by `step`.
 
         Call it once for each step, in order. Returns a verdict a sample.
 
         Raises:
-            LvdError: the session is closed. What is wrong with a check makes its samples `unchecked`. What
-                `on_step` raises goes through.
+            LvdError: the session is closed, or `noise_level` is needed and missing. What else is wrong with a
+                check makes its samples `unchecked`. What `on_step` raises goes through.
         """
+        if self._options.by_noise_level and noise_level is None:
+            raise LvdError(
+                f"step {step} comes without its noise level, which the guard goes by (by_noise_level=True): "
+                "check(step, x0, noise_level=...)"
+            )
         with self._checking():
             self._watch.step += 1
             if step != self._watch.step:
@@ -114,7 +129,7 @@ class Session:
             if step >= self._steps:
                 raise LvdError(f"the session is of {self._steps} steps")
             self._watch.look_at(x0_BCFHW, x_t_BCFHW)
-            self._score(x0_BCFHW)
+            self._score(x0_BCFHW, lambda: noise_level)
         return self._report()
 
     def check_step(
@@ -132,7 +147,7 @@ class Session:
         arguments = {"model_output": model_output, "timestep": timestep, "sample": x_t, **options}
         if id(scheduler) not in self._befores:
             found = self._info.origin.scheduler_mismatches(scheduler)
-            refuse_mismatches(found, allowed=self._allow_mismatch)
+            refuse_mismatches([], found, self._options)
             self._mismatches += found
             self.clear_when_withheld(scheduler)
         return self.check_call(StepCall(scheduler, arguments, proceed=_not_to_be_called))
@@ -147,7 +162,7 @@ class Session:
             x0 = call.x0(layout, size)
             self._watch.look_at(x0, call.x_t(layout, size))  # not in x0 where the network predicts x0 itself
             if opens_step:
-                self._score(x0)
+                self._score(x0, lambda: call.noise_level)
         return self._report()
 
     def blank(self, latent: Tensor) -> None:
@@ -208,7 +223,7 @@ class Session:
             made = self._watch.step + 1
             if made != self._steps:
                 self.fail(f"the sampler made {made} steps, not {self._steps}", fault="incomplete")
-            if made < self._info.rule.steps:
+            if self._watch.known_steps < self._info.rule.steps:
                 needed = self._info.rule.steps
                 why = f"{made} steps are too few to decide by: {needed} are needed"
                 self.fail(why, self._watch.undecided, fault="incomplete")
@@ -282,8 +297,8 @@ class Session:
         with self._watch.checking():
             yield
 
-    def _score(self, x0: Tensor) -> None:
-        self._watch.score(x0)
+    def _score(self, x0: Tensor, noise_level: Callable[[], float | None]) -> None:
+        self._watch.score(x0, noise_level)
         self._checked = x0
 
 

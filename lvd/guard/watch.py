@@ -5,7 +5,7 @@ about a sample that is blocked, is the session's affair (`lvd.guard.session`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lvd.decide.rules import Tracker
 from lvd.detect.ensemble import Detectors
+from lvd.detect.levels import TrainedLevels, TrainedSteps
 from lvd.errors import LvdError
 from lvd.guard.bundle import BundleInfo
 from lvd.guard.decision import Decision, Fault, Outcome, Verdict
@@ -37,7 +38,7 @@ class _Sample:
 class Watch:
     """What is known of each sample of one sampling, row by row.
 
-    step: the denoising step that is being checked; -1: none yet.
+    step: the denoising step that is being checked, of `steps`; -1: none yet.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class Watch:
         detectors_on: Callable[[torch.device], Detectors],
         options: GuardOptions,
         samples: int,
+        steps: int,
     ) -> None:
         self.step = -1
         self._info = info
         self._detectors_on = detectors_on
         self._options = options
+        levels = TrainedLevels.of(info.origin.noise_levels) if options.by_noise_level else None
+        self._trained = TrainedSteps(levels, steps)
         self._samples = [_Sample(info.rule.tracker()) for _ in range(samples)]
         self._asked: dict[int, tuple[float, ...]] = {}  # scores of this step, by row
         self._seconds = 0.0
@@ -66,6 +70,11 @@ class Watch:
     @property
     def undecided(self) -> list[int]:
         return [row for row, sample in enumerate(self._samples) if sample.outcome is None]
+
+    @property
+    def known_steps(self) -> int:
+        """How many of the rule's steps the checks so far tell of."""
+        return self._trained.known
 
     @contextmanager
     def checking(self) -> Iterator[None]:
@@ -97,16 +106,20 @@ class Watch:
             bad = [row for row, value in enumerate(largest) if not value <= _FLOAT16_MAX]
             self.fail(f"step {self.step}: {name} is NaN, Inf or beyond float16", bad, fault="not_finite")
 
-    def score(self, x0: Tensor) -> None:
-        """Ask the detectors about the samples that are not decided, where the rule looks at this step.
+    def score(self, x0: Tensor, noise_level: Callable[[], float | None]) -> None:
+        """Ask the detectors about the samples that are not decided, where the rule learns from this step.
 
-        x0: `[samples, C, F, H, W]`.
+        x0: `[samples, C, F, H, W]`. `noise_level` gives that of x_t, which a guard by noise level asks for.
 
         Raises:
-            LvdError: the detectors' answer has another shape than one logit for each sample and category.
+            LvdError: the noise level cannot be among the trained ones, or the detectors' answer has another
+                shape than one logit for each sample and category.
         """
+        if self._trained.known >= self._info.rule.steps:
+            return
+        told = self._trained.advance(self.step, noise_level)
         rows = self.undecided
-        if not rows or self.step >= self._info.rule.steps:
+        if not told or not rows:
             return
         stored = x0.half()  # as a capture stores it
         if len(rows) < len(self._samples):
@@ -114,19 +127,21 @@ class Watch:
         detectors = self._detectors_on(x0.device)
         started = time.perf_counter()
         with torch.inference_mode(), torch.autocast(x0.device.type, enabled=False):
-            logits = detectors(self.step, stored)
+            logits = detectors(self._trained.position, stored)
             if tuple(logits.shape) != (len(rows), len(self._info.category_names)):
                 raise LvdError(f"the detectors answered with the shape {tuple(logits.shape)}")
             scores = logits.sigmoid().tolist()
+            by_step = [each.sigmoid().tolist() for each in self._trained.between(logits, rows, told)]
             finite = torch.isfinite(logits).all(dim=1).tolist()
         seconds, limit = time.perf_counter() - started, self._options.limit_seconds
         if limit is not None and seconds > limit:
             why = f"step {self.step}: the check took {seconds:.3f} s, limit {limit} s"
             self.fail(why, rows, fault="late")
             return
-        for row, good, of_sample in zip(rows, finite, scores, strict=True):
+        for row, good, asked, *of_steps in zip(rows, finite, scores, *by_step, strict=True):
             if good:
-                self._follow(row, tuple(of_sample))
+                self._asked[row] = tuple(asked)
+                self._follow(self._samples[row], of_steps)
             else:
                 why = f"step {self.step}: a detector's logit is NaN or Inf"
                 self.fail(why, [row], fault="not_finite")
@@ -180,10 +195,12 @@ class Watch:
             return sample.tracker.blocks
         return sample.outcome == "unchecked" and not self._options.fail_open
 
-    def _follow(self, row: int, scores: tuple[float, ...]) -> None:
-        sample = self._samples[row]
-        self._asked[row] = scores
-        sample.scores.append(scores)
-        sample.tracker.see(scores)
-        if sample.tracker.outcome is not None:
-            sample.outcome, sample.step, sample.why = sample.tracker.outcome, self.step, sample.tracker.why
+    def _follow(self, sample: _Sample, of_steps: Iterable[Sequence[float]]) -> None:
+        """Give a sample's rule the scores of the steps that a check tells of, until it is certain."""
+        for scores in of_steps:
+            sample.scores.append(tuple(scores))
+            sample.tracker.see(scores)
+            if sample.tracker.outcome is not None:
+                sample.outcome, sample.step = sample.tracker.outcome, self.step
+                sample.why = sample.tracker.why
+                return

@@ -22,7 +22,10 @@ SPLITS = ("train", "val", "test")
 SAMPLE_COLUMNS = ("sample_id", "prompt_id", "prompt", "seed", "categories", "split")
 INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
 # The fields of capture.json that came later: the last ones, in its order, and missing in older files.
-_ADDED = ("recorded_steps", "x0_from", "imported", "parts", "layout_given", "step_caches", "weights")
+_ADDED = (
+    *("recorded_steps", "x0_from", "imported", "parts", "layout_given", "step_caches", "weights"),
+    "noise_levels",
+)
 
 
 class Unlabelled(Enum):
@@ -150,6 +153,8 @@ def read_info(capture: Path) -> CaptureInfo:
         info = CaptureInfo(**{**own, "category_names": tuple(own["category_names"])})
         stored = info.stored_steps
         if type(stored) is not int or not 1 <= stored <= origin.steps:
+            raise ValueError
+        if origin.noise_levels is not None and len(origin.noise_levels) != stored:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise LvdError(f"{path} is not a capture.json of format version 1 to {FORMAT_VERSION}") from None

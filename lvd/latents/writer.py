@@ -60,8 +60,9 @@ def begin(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
     """
     if (capture / "capture.json").is_file():
         # Library versions may differ between a capture and its continuation, nothing else.
-        # Whether the layout was given by hand follows from the others, and captures from before do not say.
-        free = ("versions", "layout_given")
+        # Whether the layout was given by hand, and the noise levels, follow from the others, and captures
+        # from before do not say.
+        free = ("versions", "layout_given", "noise_levels")
         fixed = {name: value for name, value in info.fields().items() if name not in free}
         check_same(capture, fixed, samples)
         return

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.sampling.x0 import Scheduler, Timestep, step_timesteps
+from lvd.sampling.noise import Scheduler, Timestep
+from lvd.sampling.x0 import step_timesteps
 
 
 class StepOrder:

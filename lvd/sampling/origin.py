@@ -14,7 +14,7 @@ from lvd.sampling.call import own_arguments
 from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
 
 if TYPE_CHECKING:  # it imports torch, and commands read capture.json without
-    from lvd.sampling.x0 import Scheduler
+    from lvd.sampling.noise import Scheduler
 
 X_T, X_PREV = (
     "x_t",
@@ -26,6 +26,7 @@ FREE_ARGUMENTS = (
     *("generator", "latents", "negative_prompt", "output_type"),
     *("image", "video", "num_videos_per_prompt", "num_images_per_prompt"),
 )
+_STEPS = "num_inference_steps"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Origin:
     layout_given: bool = False  # by hand: lvd does not know the pipeline's class
     step_caches: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the networks that have one
     weights: dict[str, str] = field(default_factory=dict)  # digests of the networks', or not known
+    noise_levels: tuple[float, ...] | None = None  # of x_t at each stored step, 1 to 0; None: not recorded
 
     @classmethod
     def split(cls, raw: Mapping[str, Any]) -> tuple["Origin", dict[str, Any]]:
@@ -60,20 +62,26 @@ class Origin:
         channels, frames, height, width = own["latent_shape"]
         if any(type(size) is not int or size < 1 for size in (channels, frames, height, width, own["steps"])):
             raise ValueError
-        origin = cls(**{**own, "latent_shape": (channels, frames, height, width)})
+        levels = own.get("noise_levels")
+        if levels is not None:
+            levels = tuple(map(float, levels))
+            if not (1 <= len(levels) <= own["steps"] and all(0 <= level <= 1 for level in levels)):
+                raise ValueError
+        shape = (channels, frames, height, width)
+        origin = cls(**{**own, "latent_shape": shape, "noise_levels": levels})
         return origin, {name: value for name, value in raw.items() if name not in names}
 
     def steps_of(self, arguments: Mapping[str, Any]) -> int:
         """How many steps a call with these arguments runs: as many as in the capture, unless it asks for more
         or fewer than the capture's calls did. They may have asked for more than they ran (`strength`).
         """
-        asked: int | None = arguments.get("num_inference_steps")
-        if asked in (None, self.call.get("num_inference_steps", self.steps)):
+        asked: int | None = arguments.get(_STEPS)
+        if asked in (None, self.call.get(_STEPS, self.steps)):
             return self.steps
         return asked
 
     def mismatches(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> list[str]:
-        """How a pipeline and the arguments of its call differ from these, in words."""
+        """How a pipeline and the arguments of its call differ from these but in their schedule, in words."""
         found = [*_difference("the pipeline", type(pipe).__name__, self.pipeline_class)]
         networks = fingerprint(pipe)
         if not self.fingerprint:
@@ -83,12 +91,17 @@ class Origin:
                 found.append(f"the {name} is another network than the capture's")
         found += self._weights_mismatches(pipe)
         found += self._cache_mismatches(pipe)
-        found += self.scheduler_mismatches(pipe.scheduler)
-        found += self._x0_mismatches()
         known = own_arguments(pipe, self.steps, self.guidance, self.call)
         for key, value in arguments.items():
-            if key not in FREE_ARGUMENTS and value is not None:
+            if key not in (*FREE_ARGUMENTS, _STEPS) and value is not None:
                 found += _difference(key, value, known.get(key))
+        return found
+
+    def schedule_mismatches(self, pipe: Pipeline, arguments: Mapping[str, Any]) -> list[str]:
+        """How the noise levels of the steps of such a call may differ from these, in words."""
+        found = self.scheduler_mismatches(pipe.scheduler)
+        if (asked := arguments.get(_STEPS)) is not None:
+            found += _difference(_STEPS, asked, self.call.get(_STEPS, self.steps))
         return found
 
     def scheduler_mismatches(self, scheduler: "Scheduler") -> list[str]:
@@ -99,13 +112,13 @@ class Origin:
             found += _difference(f"the scheduler's {key}", config.get(key), self.scheduler_config.get(key))
         return found
 
-    def session_mismatches(self, steps: int) -> list[str]:
-        """How a sampling of so many steps differs from this one, as far as that alone tells."""
-        return [*_difference("the number of steps", steps, self.steps), *self._x0_mismatches()]
+    def steps_mismatches(self, steps: int) -> list[str]:
+        """How a sampling of so many steps differs from this one."""
+        return [*_difference("the number of steps", steps, self.steps)]
 
-    def _x0_mismatches(self) -> Iterator[str]:
+    def x0_mismatches(self) -> list[str]:
         """An imported capture may have computed x0 from another latent than a guard does."""
-        return _difference("the latent that x0 is computed from", X_T, self.x0_from)
+        return [*_difference("the latent that x0 is computed from", X_T, self.x0_from)]
 
     def _weights_mismatches(self, pipe: Pipeline) -> Iterator[str]:
         """Nothing where the capture did not record weights. They are compared at every call."""

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lvd.errors import LvdError
 from lvd.sampling.layout import LatentSize, Layout, to_BCFHW
-from lvd.sampling.x0 import Scheduler, opens_step, predict_x0
+from lvd.sampling.noise import Scheduler, noise_level
+from lvd.sampling.x0 import opens_step, predict_x0
 
 OnX0 = Callable[[int, Tensor | float, Tensor], None]
 
@@ -39,6 +40,11 @@ class StepCall:
         Samplers of second order call `scheduler.step` again within a step.
         """
         return opens_step(self.scheduler)
+
+    @property
+    def noise_level(self) -> float:
+        """How noisy x_t is, from 1 (noise alone) to 0; ask before `proceed`."""
+        return noise_level(self.scheduler, self.timestep)
 
     def x_t(self, layout: Layout, size: LatentSize | None = None) -> Tensor:
         """The noisy latent `[B, C, F, H, W]` that the call steps from."""

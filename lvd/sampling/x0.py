@@ -5,24 +5,18 @@ with it: clipped or thresholded where the scheduler does so, and past a consiste
 condition. Where the scheduler returns `pred_original_sample` (LCM: `denoised`), x0 is that. A multistep
 solver goes on to combine it with those of the steps before; these are not mixed in.
 
-Symbols follow the papers: `x_t = alpha x0 + sigma eps` is the noisy latent. `alpha_bar` is the cumulative
-product of DDPM (Ho et al., 2020), alpha its root. `sigma` is the noise level of Karras et al. (2022), with
-alpha = 1, or the time of flow matching (Lipman et al., 2023), with alpha = 1 - sigma. Everything is computed
-in float32 whatever the sampler's dtype (float64 stays float64), and the scheduler is only read.
+Symbols follow the papers: `x_t = alpha x0 + sigma eps` is the noisy latent (`lvd.sampling.noise`). Everything
+is computed in float32 whatever the sampler's dtype (float64 stays float64), and the scheduler is only read.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
-
-# A diffusers scheduler; typed loosely so that a guard needs no diffusers.
-Scheduler = Any
-Timestep = Tensor | float
+from lvd.sampling.noise import Scheduler, Timestep, by_alpha_bar, by_log_snr, sigma_of
 
 
 def predict_x0(scheduler: Scheduler, model_output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
@@ -88,8 +82,7 @@ def step_timesteps(scheduler: Scheduler) -> Tensor:
 
 def _from_alpha_bar(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
     """DDPM's noise schedule (Ho et al., 2020), by the timestep. CogVideoX, PNDM and TCD never clip."""
-    alpha_bar = float(scheduler.alphas_cumprod[int(timestep)])
-    return _solve(scheduler, output, x_t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+    return _solve(scheduler, output, x_t, *by_alpha_bar(scheduler, timestep))
 
 
 def _from_alpha_bar_clipped(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
@@ -111,7 +104,7 @@ def _from_consistency(scheduler: Scheduler, output: Tensor, timestep: Timestep, 
 
 def _from_sigma(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
     """The samplers of k-diffusion, which step x_t = x0 + sigma eps (Karras et al., 2022) and never clip."""
-    sigma = _sigma(scheduler, timestep)
+    sigma = sigma_of(scheduler, timestep)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
         return x_t - sigma * output
@@ -134,11 +127,10 @@ def _from_log_snr(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t:
     SA-Solver (Xue et al., 2023). Whether they go on with x0 or with the noise it implies, x0 is the same. Of
     UniPC, x0 comes from the sample that came in, which its corrector then replaces.
     """
-    sigma = _sigma(scheduler, timestep)
     if scheduler.config.prediction_type == "flow_prediction":
-        x0 = x_t - sigma * output
+        x0 = x_t - sigma_of(scheduler, timestep) * output
     else:
-        x0 = _solve(scheduler, output, x_t, *scheduler._sigma_to_alpha_sigma_t(sigma))
+        x0 = _solve(scheduler, output, x_t, *by_log_snr(scheduler, timestep))
     # UniPC in its noise form thresholds nothing, DPM-Solver in its noise form does.
     thresholds = scheduler.config.thresholding and getattr(scheduler, "predict_x0", True)
     return _threshold(scheduler, x0) if thresholds else x0
@@ -148,7 +140,7 @@ def _from_preconditioned(scheduler: Scheduler, output: Tensor, timestep: Timeste
     """EDM's preconditioned network, x0 = c_skip x_t + c_out output (Karras et al., 2022, table 1)."""
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
         raise _unsupported_prediction(scheduler)
-    x0: Tensor = scheduler.precondition_outputs(x_t, output, _sigma(scheduler, timestep))
+    x0: Tensor = scheduler.precondition_outputs(x_t, output, sigma_of(scheduler, timestep))
     return x0
 
 
@@ -161,7 +153,7 @@ def _from_preconditioned_thresholded(
 
 def _from_flow(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
     """Flow matching (Lipman et al., 2023): the output is the velocity eps - x0."""
-    return x_t - _sigma(scheduler, timestep) * output
+    return x_t - sigma_of(scheduler, timestep) * output
 
 
 def _from_invertible_flow(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
@@ -170,7 +162,7 @@ def _from_invertible_flow(scheduler: Scheduler, output: Tensor, timestep: Timest
         return _from_flow(scheduler, output, timestep, x_t)
     if scheduler.config.stochastic_sampling:  # it takes its x0 as if nothing were turned round
         raise LvdError(f"{type(scheduler).__name__} inverts sigmas or samples stochastically, not both")
-    return x_t + (1 - _sigma(scheduler, timestep)) * output
+    return x_t + (1 - sigma_of(scheduler, timestep)) * output
 
 
 def _from_flow_of_one_size(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
@@ -211,27 +203,6 @@ def _without_variance(scheduler: Scheduler, output: Tensor, x_t: Tensor) -> Tens
     return output[:, :channels] if output.shape[1] == 2 * channels else output
 
 
-def _sigma(scheduler: Scheduler, timestep: Timestep) -> float:
-    """The noise level, or the time of a flow, at which the network was asked."""
-    between = _BETWEEN.get(type(scheduler).__name__)
-    if between is not None and not scheduler.state_in_first_order:
-        return float(between(scheduler))
-    return float(scheduler.sigmas[_step_index(scheduler, timestep)])
-
-
-def _step_index(scheduler: Scheduler, timestep: Timestep) -> int:
-    """`step_index` is None before the first step; the schedulers then look it up just like this."""
-    index: int | None = scheduler.step_index
-    if index is None:
-        index = scheduler.begin_index
-    if index is None:
-        if isinstance(timestep, Tensor):
-            timestep = timestep.to(scheduler.timesteps.device)
-        found: int = scheduler.index_for_timestep(timestep)
-        return found
-    return index
-
-
 def _unsupported_prediction(scheduler: Scheduler) -> LvdError:
     return LvdError(
         f"prediction_type={scheduler.config.prediction_type} of {type(scheduler).__name__} is not supported"
@@ -265,11 +236,4 @@ _FORMULAS: dict[str, Callable[[Scheduler, Tensor, Timestep, Tensor], Tensor]] = 
     "SASolverScheduler": _from_log_snr,
     "TCDScheduler": _from_alpha_bar,
     "UniPCMultistepScheduler": _from_log_snr,
-}
-
-# DPM-Solver-2 asks the network again between two noise levels (Heun: at the next one, which `sigmas` has).
-_BETWEEN: dict[str, Callable[[Scheduler], Any]] = {
-    "DPMSolverSDEScheduler": lambda s: s.mid_point_sigma,
-    "KDPM2AncestralDiscreteScheduler": lambda s: s.sigmas_interpol[s.step_index - 1],
-    "KDPM2DiscreteScheduler": lambda s: s.sigmas_interpol[s.step_index],
 }

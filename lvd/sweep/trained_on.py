@@ -42,7 +42,7 @@ class TrainedOn:
         differ = {key for key in here | there if _field(here, key) != _field(there, key)}
         if not (here.get("weights") and there.get("weights")):  # not known of one of them
             differ.discard("weights")
-        return sorted(differ)
+        return sorted(differ - {"noise_levels"})  # they follow from the others
 
 
 def origin_of(info: CaptureInfo) -> dict[str, Any]:

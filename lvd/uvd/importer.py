@@ -18,9 +18,9 @@ from lvd.latents.format import CaptureInfo, Sample
 from lvd.latents.splits import default_prompt_id
 from lvd.progress import progress
 from lvd.sampling.fingerprint import fingerprint
+from lvd.sampling.noise import Scheduler
 from lvd.sampling.origin import X_PREV, X_T
 from lvd.sampling.pipelines import LAYOUT_OF
-from lvd.sampling.x0 import Scheduler
 from lvd.uvd.labels import read_uvd_labels
 from lvd.uvd.repair import DdimStep, ddim_steps, fitting_config, repair
 from lvd.uvd.torch_file import open_tensor, read_numbers

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.sampling.x0 import Scheduler
+from lvd.sampling.noise import Scheduler
 
 # What schedulers of Stable Diffusion's family differ in. Betas go in pairs, beta_start and beta_end.
 _MAY_DIFFER: dict[str, tuple[Any, ...]] = {

@@ -310,3 +310,18 @@ def sample_perfectly(case: Case, dtype: torch.dtype) -> list[Predicted]:
     with intercept_step(scheduler, around):
         sample(scheduler, start(case, scheduler, dtype), lambda call, x_t: answer(case, scheduler, call, x_t))
     return found
+
+
+def levels_of(scheduler: Any, steps: int) -> tuple[float, ...]:
+    """The noise level of each step of a sampling run."""
+    scheduler.set_timesteps(steps)
+    heard = []
+
+    def around(call: StepCall) -> Any:
+        if call.opens_step:
+            heard.append(call.noise_level)
+        return call.proceed()
+
+    with intercept_step(scheduler, around):
+        sample(scheduler, torch.zeros(1, 1, 1, 2, 2), lambda call, x_t: torch.zeros_like(x_t))
+    return tuple(heard)
