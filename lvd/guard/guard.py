@@ -57,7 +57,7 @@ class Guard:
     metrics: where every decision is counted, for Prometheus.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a service sets each by its name
         self,
         bundle: Bundle,
         *,
