@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from lvd.capture import recorder
 from lvd.capture.labels import Unnamed, label
@@ -404,6 +405,9 @@ def test_a_capture_says_how_it_was_made(recorded: Path, source: Source) -> None:
     assert {name: info.fields()[name] for name in source.settings()} == source.settings()
     assert (info.origin.pipeline_class, info.origin.scheduler) == ("AnimateDiffPipeline", "DDIMScheduler")
     assert info.origin.scheduler_config["beta_end"] == 0.012
+    alpha_bar = DDIMScheduler.from_config(info.origin.scheduler_config).alphas_cumprod[[751, 501, 251, 1]]
+    noise = (1 - alpha_bar).sqrt() / ((1 - alpha_bar).sqrt() + alpha_bar.sqrt())
+    assert info.origin.noise_levels == pytest.approx(noise.tolist(), abs=1e-6)
     assert (info.origin.latent_shape, info.dtype) == ((4, 4, 8, 8), "float16")
     assert info.versions["torch"] == torch.__version__
 
