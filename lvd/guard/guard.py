@@ -52,6 +52,8 @@ class Guard:
     limit_seconds: a check that takes longer makes its samples unchecked.
     wait_seconds: how long a call waits for a scheduler that another call holds, before it is refused;
         math.inf waits without end. Pipelines that share a scheduler take turns.
+    compact: a blocked sample of a call frees its compute at once: the denoiser runs on the others. These then
+        differ by rounding from those of the unguarded pipeline. Pipelines it was not tried with are refused.
     audit: where every decision is recorded before a video is handed out. In mode block, a video whose
         decision cannot be recorded is not handed out.
     metrics: where every decision is counted, for Prometheus.
@@ -67,11 +69,12 @@ class Guard:
         by_noise_level: bool = False,
         limit_seconds: float | None = None,
         wait_seconds: float = 0.0,
+        compact: bool = False,
         audit: AuditLog | None = None,
         metrics: "Metrics | None" = None,
     ) -> None:
         self._options = GuardOptions(
-            mode, fail_open, allow_mismatch, by_noise_level, limit_seconds, wait_seconds
+            mode, fail_open, allow_mismatch, by_noise_level, limit_seconds, wait_seconds, compact
         )
         if by_noise_level:
             TrainedLevels.of(bundle.info.origin.noise_levels)
@@ -126,7 +129,7 @@ class Guard:
             arguments,
             on_step=on_step,
             preview=preview,
-            wait_seconds=self._options.wait_seconds,
+            options=self._options,
         )
 
     def session(

@@ -20,6 +20,7 @@ class GuardOptions:
     by_noise_level: bool = False
     limit_seconds: float | None = None
     wait_seconds: float = 0.0
+    compact: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in ("block", "observe"):

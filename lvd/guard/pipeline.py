@@ -1,6 +1,7 @@
 """A pipeline of diffusers under a session: the call, its scheduler's steps, its videos."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from lvd.errors import LvdError
 from lvd.guard.admission import refuse_arguments, repeats_of
+from lvd.guard.compaction import Compaction, check_compacts
 from lvd.guard.decision import Decision
+from lvd.guard.options import GuardOptions
 from lvd.guard.session import OnStep, Session
 from lvd.sampling.call import call_arguments, prompt_argument
 from lvd.sampling.fingerprint import Pipeline
@@ -39,12 +42,14 @@ def call_under_guard(
     *,
     on_step: OnStep | None,
     preview: bool,
-    wait_seconds: float,
+    options: GuardOptions,
 ) -> GuardResult:
     """Call `pipe(prompt=prompt, **arguments)` in a session of `guard`, which says what it raises."""
     origin = guard.bundle.info.origin
     check_supported(pipe)
     refuse_arguments(pipe, arguments)
+    if options.compact:
+        check_compacts(pipe)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
     given = prompt_argument(pipe, prompts) if prompts else {}
     prompts = prompts or [""] * _images(arguments)
@@ -52,8 +57,9 @@ def call_under_guard(
         raise LvdError("there is no prompt: give one, or a list of them")
     call = {key: value for key, value in arguments.items() if value is not None}
     call = call_arguments(pipe, origin.steps, origin.guidance, origin.call, len(prompts), call)
+    samples = len(prompts) * repeats_of(arguments)
     session = guard.session(
-        samples=len(prompts) * repeats_of(arguments),
+        samples=samples,
         steps=origin.steps_of(arguments),
         prompts=[prompt for prompt in prompts for _ in range(repeats_of(arguments))],
         begins_late="strength" in call,
@@ -63,17 +69,24 @@ def call_under_guard(
         preview=preview,
     )
 
+    compaction = Compaction(samples) if options.compact else None
+
     def around(step: StepCall) -> Any:
         """Check a step, then let the scheduler make it; what is blocked does not come out of it."""
+        if compaction is not None:
+            compaction.kept = None  # what `on_step` computes is not of this sampling
         session.check_call(step)
         if session.stopped:
             raise _Stopped
         output = step.proceed()
         if session.blocked and not session.blank_output(output):
             raise _Stopped
+        if compaction is not None:
+            compaction.leave_out(session.blocked)
         return output
 
-    with intercept_step(pipe.scheduler, around, wait_seconds=wait_seconds), session:
+    compacted = nullcontext() if compaction is None else compaction.of(pipe)
+    with intercept_step(pipe.scheduler, around, wait_seconds=options.wait_seconds), compacted, session:
         session.clear_when_withheld(pipe.scheduler)
         if getattr(pipe, "guider", None) is not None:
             session.clear_when_withheld(pipe.guider)
