@@ -250,6 +250,20 @@ def test_a_request_too_many_is_sent_away(
     assert told == 200
 
 
+def test_a_client_that_goes_away_leaves_its_decision_and_the_service_as_it_was(
+    running: Running, pipe: Pipe
+) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    pipe.inside = lambda: (inside.set(), go_on.wait(60))
+    connection = http.client.HTTPConnection("127.0.0.1", running.port)
+    connection.request("POST", "/videos", '{"prompt": "unsafe one"}', {"content-type": "application/json"})
+    assert inside.wait(60)
+    connection.close()
+    go_on.set()
+    assert running.post("safe two")[0] == 200
+    assert [record["outcome"] for record in records(running.log)] == ["unsafe", "safe"]
+
+
 def check_faults(running: Running, count: int, expected: Callable[[str, bytes], bool]) -> None:
     """Send requests of all kinds at once: `expected` says whether a video is that of a prompt."""
     prompts = [f"{KINDS[i % len(KINDS)]} {i}" for i in range(count)]
