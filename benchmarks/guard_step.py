@@ -25,8 +25,9 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
+from lvd.guard.bundle import Bundle, BundleInfo
 from lvd.guard.guard import Guard
+from lvd.guard.verify import BUNDLE_VERSION
 from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.origin import Origin
 

@@ -23,8 +23,9 @@ from lvd.decide.rules import Vote
 from lvd.detect.files import save_detector, save_trunk, trunk_digest
 from lvd.detect.network import EncoderConfig, HeadDetector, NetworkDetector, Trunk
 from lvd.files import file_sha256, write_json
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
+from lvd.guard.bundle import Bundle, BundleInfo
 from lvd.guard.guard import Guard
+from lvd.guard.verify import BUNDLE_VERSION
 from lvd.latents import journal, writer
 from lvd.latents.format import FORMAT_VERSION, UNLABELLED, CaptureInfo, Sample
 from lvd.latents.manifest import read_manifest, write_manifest

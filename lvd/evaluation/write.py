@@ -17,8 +17,9 @@ from lvd.evaluation.comparison import Compared
 from lvd.evaluation.measure import Found, Measured
 from lvd.evaluation.provenance import Provenance
 from lvd.files import write_atomically, write_json
-from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
+from lvd.guard.bundle import BundleInfo
 from lvd.guard.export import export_bundle
+from lvd.guard.verify import BUNDLE_VERSION
 from lvd.latents.format import CaptureInfo, label_text
 from lvd.latents.reader import CaptureReader
 from lvd.report.defence import Findings, auroc_heatmap, hole, write_report

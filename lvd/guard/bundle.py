@@ -5,10 +5,14 @@ trunk/           config.json and model.safetensors, when there are heads
 <category>/step_07/   config.json and model.safetensors of each detector of the steps that the rule looks at
 README.md        the model card: measured rates and limits
 manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the bundle's digest
+manifest.json.sig     a signature of manifest.json, where somebody has signed it (`lvd.guard.signature`)
+
+How its bytes are verified is in `lvd.guard.verify`.
 """
 
 import copy
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +25,12 @@ from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.files import NetworkFiles, parse_detector, parse_trunk
 from lvd.detect.network import HeadDetector, NetworkDetector, PixelDetector
 from lvd.errors import LvdError
-from lvd.files import has_fields, sha256, step_name
-from lvd.guard.pointer import pointed_to
+from lvd.files import has_fields, step_name
+from lvd.guard.source import find_bundle
+from lvd.guard.verify import BUNDLE_VERSION, VOTES_VERSION, verified_files
 from lvd.sampling.origin import Origin
 
-BUNDLE_VERSION = 2
-_VOTES_VERSION = 1  # eta, lam and threshold stood where the rule stands now
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,6 @@ class Bundle:
         return copy.deepcopy(self.detectors).to(device)
 
 
-def verify_bundle(directory: Path, digest: str | None = None) -> str:
-    """The digest of a bundle whose every byte is as it was exported.
-
-    Raises:
-        LvdError: as `load_bundle` does.
-    """
-    return _verified_files(directory, digest)[0]
-
-
 def parse_latent_detector(files: NetworkFiles, trunk_sha256: str | None) -> HeadDetector | NetworkDetector:
     """A detector that a guard can run; raises as `parse_detector` does.
 
@@ -84,14 +79,30 @@ def parse_latent_detector(files: NetworkFiles, trunk_sha256: str | None) -> Head
     return detector
 
 
-def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
+def load_bundle(
+    source: str | Path,
+    digest: str | None = None,
+    *,
+    revision: str | None = None,
+    public_key: str | Path | None = None,
+) -> Bundle:
     """Verify every byte, then load from the bytes that were verified.
 
+    source, revision: where it is; `find_bundle` says which names are those of the Hub.
+    public_key: an Ed25519 public key, its PEM file or the PEM text itself, that must have signed it.
+
     Raises:
-        LvdError: a file was changed, added, removed or renamed, the bundle's digest is not `digest`, or
-            what it holds is not a bundle.
+        LvdError: a file was changed, added, removed or renamed, the bundle's digest is not `digest`, it is
+            not signed by `public_key`, there is none, or what it holds is not a bundle.
     """
-    found, files = _verified_files(directory, digest)
+    place = find_bundle(source, revision)
+    if place.on_hub and digest is None and public_key is None:
+        _log.warning(
+            "%s is taken as the Hub has it: give its digest, or the public key of its signer", source
+        )
+    directory = place.directory
+    verified = verified_files(place, digest, public_key)
+    files = dict(verified.files)
     info = _parse_info(directory, files.pop("bundle.json", b""))
 
     def network(name: str) -> NetworkFiles:
@@ -118,59 +129,13 @@ def load_bundle(directory: Path, digest: str | None = None) -> Bundle:
     files.pop("README.md", None)
     if files:
         raise LvdError(f"bundle {directory} holds {min(files)}, which is no part of a bundle")
-    return Bundle(info, found, Detectors(trunk, steps).eval().requires_grad_(False))
-
-
-def _verified_files(directory: Path, digest: str | None) -> tuple[str, dict[str, bytes]]:
-    """The bundle's digest and the contents of its files, each read once and checked.
-
-    A link in the place of the directory itself is followed, once: the pointer may move meanwhile.
-    """
-    try:
-        directory = pointed_to(directory)
-        path = directory / "manifest.json"
-        entries = [entry for entry in directory.rglob("*") if entry.is_symlink() or not entry.is_dir()]
-        manifest = path.read_bytes()
-    except OSError as error:
-        raise LvdError(f"no bundle at {directory}: {error.strerror}") from None
-    found = sha256(manifest)
-    if digest is not None and digest != found:
-        raise LvdError(f"bundle {directory} has the digest {found}, not {digest}: it is not the one you mean")
-    try:
-        listed = json.loads(manifest)
-        expected: dict[str, str] = dict(listed["files"])
-        sound = canonical(listed) == manifest and listed["format_version"] in (
-            _VOTES_VERSION,
-            BUNDLE_VERSION,
-        )
-    except (KeyError, RecursionError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise LvdError(f"{path} was changed, or is not of bundle version {BUNDLE_VERSION}")
-
-    files = {}
-    for entry in entries:
-        name = entry.relative_to(directory).as_posix()
-        if name == "manifest.json" and not entry.is_symlink():
-            continue
-        if name not in expected or entry.is_symlink() or not entry.is_file():
-            raise LvdError(f"bundle {directory} was tampered with: {name} does not belong to it")
-        try:
-            files[name] = entry.read_bytes()
-        except OSError as error:
-            raise LvdError(f"bundle {directory}: {name} is not readable: {error.strerror}") from None
-        if sha256(files[name]) != expected[name]:
-            raise LvdError(f"bundle {directory} was tampered with: {name} was changed")
-    for name in expected:
-        if name not in files:
-            raise LvdError(f"bundle {directory} was tampered with: {name} is missing")
-    return found, files
+    return Bundle(info, verified.digest, Detectors(trunk, steps).eval().requires_grad_(False))
 
 
 def _parse_info(directory: Path, data: bytes) -> BundleInfo:
     try:
         raw = json.loads(data)
-        if raw["format_version"] == _VOTES_VERSION:
+        if raw["format_version"] == VOTES_VERSION:
             raw["rule"] = {"kind": Vote.kind, **{key: raw.pop(key) for key in ("eta", "lam", "threshold")}}
         elif raw["format_version"] != BUNDLE_VERSION:
             raise ValueError
@@ -192,8 +157,3 @@ def _parse_rule(raw: dict[str, Any], categories: int) -> Rule:
     if raw["kind"] == Sequential.kind:
         return Sequential.from_json(raw, categories)
     raise ValueError
-
-
-def canonical(value: dict[str, Any]) -> bytes:
-    """The one way to write it: any other bytes are not it."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()

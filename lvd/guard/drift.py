@@ -30,7 +30,7 @@ class Drift:
     alarm_at: int | None  # which of the watched, from 1
 
 
-def watch(log: Path, bundle: Path, false_alarm: float) -> Drift:
+def watch(log: Path, bundle: str | Path, false_alarm: float) -> Drift:
     """Follow the log from its first record.
 
     Raises:
@@ -61,7 +61,7 @@ def watch(log: Path, bundle: Path, false_alarm: float) -> Drift:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lvd.guard.drift", description="Watch an audit log.")
     parser.add_argument("file", type=Path)
-    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--bundle", required=True, help="its directory, or its name on the Hub")
     parser.add_argument(
         "--false-alarm", type=float, default=0.01, help="probability of ever raising one (%(default)s)"
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from lvd.detect.files import NetworkFiles
 from lvd.errors import LvdError
 from lvd.files import sha256, step_name, sync_directory, write_atomically
-from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo, canonical, parse_latent_detector, verify_bundle
+from lvd.guard.bundle import BundleInfo, parse_latent_detector
 from lvd.guard.model_card import model_card
 from lvd.guard.pointer import bundle_directory, move_old_bundle, point_to
+from lvd.guard.verify import BUNDLE_VERSION, canonical, verify_bundle
 
 
 def export_bundle(

@@ -89,14 +89,27 @@ class Guard:
         return self._options.mode
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, digest: str | None = None, **options: Any) -> "Guard":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        digest: str | None = None,
+        revision: str | None = None,
+        public_key: str | Path | None = None,
+        **options: Any,
+    ) -> "Guard":
         """Verify and load a bundle; `options` are the constructor's.
 
+        path: its directory; or a string "org/name", where there is no such directory: a repository of the
+            Hugging Face Hub.
+        revision: a commit, branch or tag of that repository.
+        public_key: an Ed25519 public key that must have signed the bundle: its PEM file, or the PEM text.
+
         Raises:
-            LvdError: a byte of the bundle was changed, a file was added, removed or renamed, or its
-                digest is not `digest`.
+            LvdError: a byte of the bundle was changed, a file was added, removed or renamed, its digest is
+                not `digest`, `public_key` has not signed it, or it cannot be fetched.
         """
-        return cls(load_bundle(Path(path), digest), **options)
+        return cls(load_bundle(path, digest, revision=revision, public_key=public_key), **options)
 
     def __call__(
         self,

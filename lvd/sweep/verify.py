@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvd.errors import LvdError
-from lvd.guard.bundle import verify_bundle
+from lvd.guard.verify import verify_bundle
 from lvd.sweep.results import read_result
 from lvd.sweep.state import damages
 

@@ -1204,7 +1204,8 @@ from lvd.decide.rules import Vote
 from lvd.detect.network import EncoderConfig, NetworkDetector
 from lvd.detect.files import save_detector
 from lvd.guard import AuditLog, Guard
-from lvd.guard.bundle import BUNDLE_VERSION, BundleInfo
+from lvd.guard.verify import BUNDLE_VERSION
+from lvd.guard.bundle import BundleInfo
 from lvd.guard.export import export_bundle
 from lvd.sampling.fingerprint import fingerprint
 from lvd.sampling.origin import Origin

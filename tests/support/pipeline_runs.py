@@ -22,7 +22,8 @@ from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.guard import Guard, GuardResult
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
+from lvd.guard.bundle import Bundle, BundleInfo
+from lvd.guard.verify import BUNDLE_VERSION
 from lvd.latents.format import CaptureInfo, Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
