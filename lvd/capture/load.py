@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from lvd.capture.source import Source
 from lvd.errors import LvdError
@@ -59,7 +60,9 @@ def load_pipeline(source: Source) -> Pipeline:
     transformers.utils.logging.set_verbosity_error()  # before diffusers: its imports give advice
     import diffusers
 
-    if source.pipeline_class != "DiffusionPipeline" and hasattr(diffusers, source.pipeline_class):
+    if source.pipeline_class not in ("DiffusionPipeline", "ModularPipeline") and hasattr(
+        diffusers, source.pipeline_class
+    ):
         layout_of(source.pipeline_class, source.layout)  # before its weights are loaded
     dtypes = {"default": getattr(torch, source.dtype)}
     dtypes |= {name: getattr(torch, dtype) for name, dtype in source.dtypes.items()}
@@ -72,9 +75,13 @@ def load_pipeline(source: Source) -> Pipeline:
             parts["motion_adapter"] = diffusers.MotionAdapter.from_pretrained(
                 source.motion_adapter, dtype=dtypes["default"], use_safetensors=True
             )
-        pipe = getattr(diffusers, source.pipeline_class).from_pretrained(
-            source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
-        )
+        kind = getattr(diffusers, source.pipeline_class)
+        if issubclass(kind, diffusers.ModularPipeline):
+            pipe = _load_modular(kind, source, dtypes)
+        else:
+            pipe = kind.from_pretrained(
+                source.path, revision=source.revision, dtype=dtypes, use_safetensors=True, **parts
+            )
         check_supported(pipe)
         layout_of(type(pipe).__name__, source.layout)
         if source.scheduler is not None:
@@ -83,11 +90,25 @@ def load_pipeline(source: Source) -> Pipeline:
         _plug_in(pipe, source)
     except (OSError, ValueError, AttributeError) as error:
         raise LvdError(f"pipeline {source.path} cannot be loaded: {' '.join(str(error).split())}") from None
+    if source.offload and not hasattr(pipe, "enable_model_cpu_offload"):
+        raise LvdError(f"pipeline.offload=true: {type(pipe).__name__} has no offload of its own")
     if source.offload and device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _load_modular(kind: Any, source: Source, dtypes: dict[str, torch.dtype]) -> Pipeline:
+    """A modular pipeline with its components, which are loaded after its blocks are known."""
+    pipe = kind.from_pretrained(source.path, revision=source.revision)
+    specs = [pipe.get_component_spec(name) for name in pipe.pretrained_component_names]
+    models = [spec.name for spec in specs if spec.type_hint is None or issubclass(spec.type_hint, nn.Module)]
+    pipe.load_components(dtype=dtypes, use_safetensors=dict.fromkeys(models, True))
+    for spec in specs:  # it only warns
+        if spec.pretrained_model_name_or_path is not None and getattr(pipe, spec.name) is None:
+            raise ValueError(f"its {spec.name} cannot be loaded")
     return pipe
 
 

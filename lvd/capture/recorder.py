@@ -17,8 +17,8 @@ from lvd.latents import disk, journal, lock, writer
 from lvd.latents.format import CaptureInfo, Sample
 from lvd.progress import progress
 from lvd.sampling.caches import step_caches
-from lvd.sampling.call import call_arguments, makes_one, prompt_argument
-from lvd.sampling.fingerprint import Pipeline, fingerprint
+from lvd.sampling.call import call_arguments, call_for_videos, makes_one, prompt_argument
+from lvd.sampling.fingerprint import Pipeline, fingerprint, is_modular
 from lvd.sampling.noise import noise_level
 from lvd.sampling.pipelines import is_given, latent_size, layout_of, refuse_unreadable_caches
 from lvd.sampling.tap import tap_x0
@@ -190,10 +190,13 @@ def _sample_batch(
     generators = [torch.Generator("cpu").manual_seed(sample.seed) for sample in batch]
     try:
         with tap_x0(pipe.scheduler, on_x0, layout, latent_size(pipe, layout, source.call)):
-            output = pipe(
-                generator=generators[0] if makes_one(pipe) else generators,
-                output_type="np" if decode else "latent",
-                **call,
+            videos = call_for_videos(
+                pipe,
+                {
+                    "generator": generators[0] if makes_one(pipe) else generators,
+                    "output_type": "np" if decode or is_modular(pipe) else "latent",  # its blocks decode
+                    **call,
+                },
             )
     except (TypeError, ValueError) as error:  # how diffusers refuses its arguments
         raise LvdError(f"the pipeline refused the call: {' '.join(str(error).split())}") from error
@@ -202,7 +205,7 @@ def _sample_batch(
             f"the sampler made {len(levels)} steps, not {source.steps}: "
             "set pipeline.steps to what this pipeline runs"
         )
-    return output[0], tuple(levels[: entry.steps])
+    return videos, tuple(levels[: entry.steps])
 
 
 def _describe(

@@ -36,7 +36,7 @@ def refuse_arguments(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
     for key, value in arguments.items():
         if value is None:
             continue
-        if key in ("callback", "callback_on_step_end", "return_dict"):
+        if key in ("callback", "callback_on_step_end", "return_dict", "output", "state"):
             raise LvdError(f"{key} does not go with a guard: it would hand out what is not decided yet")
         if "embeds" in key:
             raise LvdError(

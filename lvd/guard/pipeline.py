@@ -1,4 +1,4 @@
-"""A pipeline of diffusers under a session: the call, its scheduler's steps, its videos."""
+"""A pipeline of diffusers, classic or modular, under a session: its call, its steps, its videos."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,8 +13,8 @@ from lvd.guard.compaction import Compaction, check_compacts
 from lvd.guard.decision import Decision
 from lvd.guard.options import GuardOptions
 from lvd.guard.session import OnStep, Session
-from lvd.sampling.call import call_arguments, prompt_argument
-from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.call import call_arguments, call_for_videos, prompt_argument
+from lvd.sampling.fingerprint import Pipeline, guiders
 from lvd.sampling.pipelines import check_supported
 from lvd.sampling.tap import StepCall, intercept_step
 
@@ -87,9 +87,7 @@ def call_under_guard(
 
     compacted = nullcontext() if compaction is None else compaction.of(pipe)
     with intercept_step(pipe.scheduler, around, wait_seconds=options.wait_seconds), compacted, session:
-        session.clear_when_withheld(pipe.scheduler)
-        if getattr(pipe, "guider", None) is not None:
-            session.clear_when_withheld(pipe.guider)
+        session.clear_when_withheld(pipe.scheduler, *guiders(pipe))
         videos, decisions = _sample(pipe, {**given, **call}, session)
     released = [_own_copy(videos[row]) if d.released else None for row, d in enumerate(decisions)]
     return GuardResult(released, decisions)
@@ -98,7 +96,7 @@ def call_under_guard(
 def _sample(pipe: Pipeline, call: Mapping[str, Any], session: Session) -> tuple[Any, list[Decision]]:
     """The videos of a call and what is decided of them. What the pipeline raises is recorded, and goes on."""
     try:
-        output = pipe(return_dict=False, **call)
+        videos = call_for_videos(pipe, call)
     except _Stopped:
         _free_hooks(pipe)
         # Stopped by this session, nothing is left to fail.
@@ -107,8 +105,6 @@ def _sample(pipe: Pipeline, call: Mapping[str, Any], session: Session) -> tuple[
         _free_hooks(pipe)
         session.abort(f"the pipeline raised {type(error).__name__}")
         raise
-    # Stable Video Diffusion alone returns the videos themselves, and no tuple.
-    videos = output[0] if isinstance(output, tuple) else output
     return videos, session.close(videos=len(videos))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvd.errors import LvdError
-from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.fingerprint import Pipeline, is_modular
 
 # The scale of classifier-free guidance; Stable Video Diffusion's rises from frame to frame.
 _GUIDANCE = ("guidance_scale", "max_guidance_scale")
@@ -49,7 +49,7 @@ def guidance_argument(pipe: Pipeline, guidance: float | None) -> dict[str, float
     """
     if guidance is None:
         return {}
-    named = [name for name in _GUIDANCE if name in inspect.signature(pipe).parameters]
+    named = [name for name in _GUIDANCE if name in inputs_of(pipe)]
     for name in (*named, *_GUIDANCE):  # any name will do where it takes any
         if takes(pipe, name):
             return {name: guidance}
@@ -81,5 +81,23 @@ def makes_one(pipe: Pipeline) -> bool:
 
 def takes(pipe: Pipeline, argument: str) -> bool:
     """Whether a call of `pipe` has an argument of this name."""
-    parameters = inspect.signature(pipe).parameters
-    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if argument in inputs_of(pipe):
+        return True
+    parameters = inspect.signature(pipe).parameters.values()
+    return not is_modular(pipe) and any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def inputs_of(pipe: Pipeline) -> dict[str, Any]:
+    """The arguments of a call by name, with their defaults; a modular pipeline's are those of its blocks."""
+    if is_modular(pipe):
+        return {each.name: each.default for each in pipe.blocks.inputs if each.name is not None}
+    return {name: parameter.default for name, parameter in inspect.signature(pipe).parameters.items()}
+
+
+def call_for_videos(pipe: Pipeline, arguments: Mapping[str, Any]) -> Any:
+    """Call a pipeline, and return its videos in the form of `output_type`, one a sample; no sound."""
+    if is_modular(pipe):
+        return pipe(output="videos", **arguments)
+    output = pipe(return_dict=False, **arguments)
+    # Stable Video Diffusion alone returns the videos themselves, and no tuple.
+    return output[0] if isinstance(output, tuple) else output

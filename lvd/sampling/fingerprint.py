@@ -9,7 +9,10 @@ from lvd.files import json_sha256
 # A diffusers pipeline; its classes share no useful base type.
 Pipeline = Any
 
-_DENOISERS = ("unet", "transformer", "transformer_2", "guider")
+BLOCKS = "blocks"  # of a modular pipeline, among the fingerprints of its parts
+
+_GUIDERS = ("guider", "guider_2", "audio_guider")
+_DENOISERS = ("unet", "transformer", "transformer_2", *_GUIDERS)
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +33,19 @@ def fingerprint(pipe: Pipeline) -> dict[str, str]:
     for name, network in denoisers(pipe).items():
         described = [type(network).__name__, plain_config(network.config), *_plugged_in(pipe, network)]
         found[name] = json_sha256(described)
+    if is_modular(pipe):
+        found[BLOCKS] = json_sha256(_blocks(pipe))
     return found
+
+
+def is_modular(pipe: Pipeline) -> bool:
+    """Whether it is put together of blocks (Modular Diffusers): its call has no signature of its own."""
+    return any(kind.__name__ == "ModularPipeline" for kind in type(pipe).__mro__)
+
+
+def guiders(pipe: Pipeline) -> list[Any]:
+    """What combines the predictions with and without a prompt, where that is a part of its own."""
+    return [getattr(pipe, name) for name in _GUIDERS if getattr(pipe, name, None) is not None]
 
 
 def denoisers(pipe: Pipeline) -> dict[str, Any]:
@@ -42,9 +57,27 @@ def denoisers(pipe: Pipeline) -> dict[str, Any]:
 def _plugged_in(pipe: Pipeline, network: Any) -> list[Any]:
     """What was switched on after loading, in no configuration: nothing for most pipelines."""
     free_noise = getattr(pipe, "free_noise_enabled", False)
-    return _adapters(network) + (
-        [[pipe._free_noise_context_length, pipe._free_noise_context_stride]] if free_noise else []
+    switched_off = hasattr(network, "disable") and not network.get_state()["enabled"]  # a guider
+    return (
+        _adapters(network)
+        + ([[pipe._free_noise_context_length, pipe._free_noise_context_stride]] if free_noise else [])
+        + (["switched off"] if switched_off else [])
     )
+
+
+def _blocks(pipe: Pipeline) -> list[Any]:
+    """Which blocks a pipeline is made of, in their order, and the settings that they read.
+
+    Blocks go by the name of their class, networks by their own fingerprints.
+    """
+
+    def tree(block: Any) -> list[Any]:
+        inner = getattr(block, "sub_blocks", {})
+        return [type(block).__name__, [[name, tree(each)] for name, each in inner.items()]]
+
+    blocks = pipe.blocks
+    settings = {spec.name: pipe.config.get(spec.name) for spec in blocks.expected_configs}
+    return [tree(blocks), plain_config(settings)]
 
 
 def _adapters(network: Any) -> list[Any]:

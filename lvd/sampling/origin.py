@@ -11,7 +11,7 @@ import numpy as np
 
 from lvd.errors import LvdError
 from lvd.sampling.call import own_arguments
-from lvd.sampling.fingerprint import Pipeline, fingerprint, plain_config
+from lvd.sampling.fingerprint import BLOCKS, Pipeline, fingerprint, plain_config
 
 if TYPE_CHECKING:  # it imports torch, and commands read capture.json without
     from lvd.sampling.noise import Scheduler
@@ -88,7 +88,8 @@ class Origin:
             found.append("the capture was imported and does not know its networks")
         for name in sorted(self.fingerprint.keys() | networks.keys()):
             if self.fingerprint and networks.get(name) != self.fingerprint.get(name):
-                found.append(f"the {name} is another network than the capture's")
+                other = "is another network" if name != BLOCKS else "are others, or set otherwise,"
+                found.append(f"the {name} {other} than the capture's")
         found += self._weights_mismatches(pipe)
         found += self._cache_mismatches(pipe)
         known = own_arguments(pipe, self.steps, self.guidance, self.call)

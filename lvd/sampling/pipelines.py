@@ -3,12 +3,12 @@
 Classes go by name, so that a guard needs no diffusers. What a pipeline takes is read from its signature.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from lvd.errors import LvdError
 from lvd.sampling.caches import unreadable_caches
+from lvd.sampling.call import inputs_of
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.layout import LAYOUTS, LatentSize, Layout
 
@@ -24,13 +24,16 @@ LAYOUT_OF: dict[str, Layout] = {
     "EasyAnimatePipeline": "BCFHW",
     "HunyuanSkyreelsImageToVideoPipeline": "BCFHW",
     "HunyuanVideo15ImageToVideoPipeline": "BCFHW",
+    "HunyuanVideo15ModularPipeline": "BCFHW",
     "HunyuanVideo15Pipeline": "BCFHW",
     "HunyuanVideoImageToVideoPipeline": "BCFHW",
     "HunyuanVideoPipeline": "BCFHW",
     "Kandinsky5T2VPipeline": "BFHWC",
     "LTX2ImageToVideoPipeline": "BCFHW",
+    "LTX2ModularPipeline": "B(FHW)C",
     "LTX2Pipeline": "B(FHW)C",
     "LTXImageToVideoPipeline": "BCFHW",
+    "LTXModularPipeline": "B(FHW)C",
     "LTXPipeline": "B(FHW)C",
     "LattePipeline": "BCFHW",
     "LucyEditPipeline": "BCFHW",
@@ -44,7 +47,11 @@ LAYOUT_OF: dict[str, Layout] = {
     "SkyReelsV2Pipeline": "BCFHW",
     "StableVideoDiffusionPipeline": "BFCHW",
     "TextToVideoSDPipeline": "(BF)CHW",
+    "Wan22Image2VideoModularPipeline": "BCFHW",
+    "Wan22ModularPipeline": "BCFHW",
+    "WanImage2VideoModularPipeline": "BCFHW",
     "WanImageToVideoPipeline": "BCFHW",
+    "WanModularPipeline": "BCFHW",
     "WanPipeline": "BCFHW",
     "WanVideoToVideoPipeline": "BCFHW",
 }
@@ -62,18 +69,25 @@ REFUSED: dict[str, str] = {
     "Cosmos2_5_TransferPipeline": "it samples a video in chunks, each from its first step",
     "Cosmos2TextToImagePipeline": "it makes an image",
     "Cosmos2VideoToWorldPipeline": "it needs cosmos_guardrail, and was never run with it",
+    "Cosmos3DistilledModularPipeline": "it needs cosmos_guardrail, and was never run with it",
+    "Cosmos3OmniModularPipeline": "it needs cosmos_guardrail, and was never run with it",
     "Cosmos3OmniPipeline": "it needs cosmos_guardrail, and was never run with it",
     "CosmosTextToWorldPipeline": "it steps its scheduler back within a step",
     "CosmosVideoToWorldPipeline": "it steps its scheduler back within a step",
     "EasyAnimateControlPipeline": "it follows control frames, which a capture does not have",
     "EasyAnimateInpaintPipeline": "it paints into a video by a mask, which a capture does not have",
+    "EchoModularPipeline": "it samples a video in chunks, and steps no scheduler",
+    "HeliosModularPipeline": "it samples a video in chunks, each from its first step",
     "HeliosPipeline": "it samples a video in chunks, each from its first step",
+    "HeliosPyramidDistilledModularPipeline": "it samples a video in chunks, each from its first step",
+    "HeliosPyramidModularPipeline": "it samples a video in chunks, each from its first step",
     "HeliosPyramidPipeline": "it samples a video in chunks, each from its first step",
     "HunyuanVideoFramepackPipeline": "it samples a video in sections, each from its first step",
     "I2VGenXLPipeline": "it draws from no generator of the call, so that no sample can be made again",
     "Kandinsky5I2VPipeline": "it changes its first frames after the last step, by all videos of the call",
     "Kandinsky6SRPipeline": "it samples a video in tiles, each from its first step",
     "Kandinsky6TI2VAPipeline": "it steps its image as one frame more than the video has",
+    "LTX25ModularPipeline": "it decodes with a diffusion model, and was never run with one",
     "LTX2ConditionPipeline": "it steps the tokens of its conditions with those of the video",
     "LTX2DFRPipeline": "it steps the tokens of its keyframes with those of the video",
     "LTX2DFRTemporalRefinePipeline": "it refines the latents of another pipeline, in tiles",
@@ -84,6 +98,7 @@ REFUSED: dict[str, str] = {
     "LTXConditionPipeline": "it steps tokens at noise levels of their own",
     "LTXI2VLongMultiPromptPipeline": "it samples a video in windows, each from its first step",
     "LTXLatentUpsamplePipeline": "it enlarges the latents of another pipeline, and samples nothing",
+    "MiniMaxH3ModularPipeline": "it steps the rows of one video, with no axis for several",
     "SanaWMPipeline": "it steps tokens at noise levels of their own",
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": "it has a scheduler for every frame",
     "SkyReelsV2DiffusionForcingPipeline": "it has a scheduler for every frame",
@@ -91,6 +106,9 @@ REFUSED: dict[str, str] = {
     "TextToVideoZeroPipeline": "it steps its first frame alone, back and forth, before the others",
     "TextToVideoZeroSDXLPipeline": "it steps its first frame alone, back and forth, before the others",
     "VideoToVideoSDPipeline": "its call does not say how many frames it steps",
+    "Wan22VaceModularPipeline": "it follows control frames, which a capture does not have",
+    "WanAnimate2DistilledModularPipeline": "it samples a video in segments, each from its first step",
+    "WanAnimate2ModularPipeline": "it samples a video in segments, each from its first step",
     "WanAnimatePipeline": "it samples a video in segments, each from its first step",
     "WanVACEPipeline": "it follows control frames, which a capture does not have",
 }
@@ -107,6 +125,7 @@ _ONE_OF_A_PROMPT = frozenset(
         "CogVideoXPipeline",
         "CogVideoXVideoToVideoPipeline",
         "HunyuanSkyreelsImageToVideoPipeline",
+        "HunyuanVideo15ModularPipeline",
         "HunyuanVideo15Pipeline",
         "HunyuanVideoImageToVideoPipeline",
         "LucyEditPipeline",
@@ -114,6 +133,7 @@ _ONE_OF_A_PROMPT = frozenset(
         "PIAPipeline",
         "SanaImageToVideoPipeline",
         "SkyReelsV2ImageToVideoPipeline",
+        "WanImage2VideoModularPipeline",
         "WanImageToVideoPipeline",
         "WanVideoToVideoPipeline",
     }
@@ -200,12 +220,11 @@ def latent_size(pipe: Pipeline, layout: Layout, call: Mapping[str, Any]) -> Late
     """
     if layout not in ("(BF)CHW", "B(FHW)C"):
         return None
-    given = {name: parameter.default for name, parameter in inspect.signature(pipe).parameters.items()}
-    given |= call
+    given = {**inputs_of(pipe), **call}
     try:
         if layout == "(BF)CHW":
             return (int(given["num_frames"]), 0, 0)  # rows and columns are axes of their own
-        patch, patch_t = pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+        patch, patch_t = _patch_sizes(pipe)
         spatial, temporal = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
         frames = (int(given["num_frames"]) - 1) // temporal + 1
         return (
@@ -218,3 +237,11 @@ def latent_size(pipe: Pipeline, layout: Layout, call: Mapping[str, Any]) -> Late
             f"layout {layout} of {type(pipe).__name__} cannot be taken apart: "
             "give num_frames, height and width in pipeline.call"
         ) from None
+
+
+def _patch_sizes(pipe: Pipeline) -> tuple[int, int]:
+    """How many rows and columns, and how many frames, of a latent are one token."""
+    packer = getattr(pipe, "pachifier", None)  # of modular LTX
+    if packer is not None:
+        return packer.config.patch_size, packer.config.patch_size_t
+    return pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size

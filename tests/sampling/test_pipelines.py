@@ -39,8 +39,8 @@ from lvd.guard.export import export_bundle
 from lvd.latents import writer
 from lvd.latents.format import CaptureInfo, read_info, read_samples
 from lvd.sampling.caches import step_caches
-from lvd.sampling.call import call_arguments, guidance_argument, prompt_argument, takes
-from lvd.sampling.fingerprint import fingerprint, plain_config
+from lvd.sampling.call import call_arguments, call_for_videos, guidance_argument, prompt_argument, takes
+from lvd.sampling.fingerprint import fingerprint, is_modular, plain_config
 from lvd.sampling.layout import LAYOUTS, to_BCFHW
 from lvd.sampling.pipelines import (
     LAYOUT_OF,
@@ -221,7 +221,7 @@ def test_a_layout_that_is_the_class_s_own_is_not_by_hand_and_old_captures_do_not
 
 def test_every_video_class_of_diffusers_is_supported_or_refused_with_a_reason() -> None:
     """A release of diffusers that has others fails here: each new class wants to be read, and tried."""
-    assert video_classes() == {*LAYOUT_OF, *REFUSED}
+    assert video_classes() | modular_video_classes() == {*LAYOUT_OF, *REFUSED}
 
 
 def video_classes() -> set[str]:
@@ -236,6 +236,16 @@ def video_classes() -> set[str]:
             frames = re.search(r"^ +(num_frames|video_length|frames|video):", call[1], re.MULTILINE)
             if frames or "Video" in name or "VideoProcessor(" in text:
                 found.add(name)
+    return found
+
+
+def modular_video_classes() -> set[str]:
+    """Those whose blocks take a number of frames: each family of them is in a folder of its own."""
+    found = set()
+    for path in (Path(diffusers.__file__).parent / "modular_pipelines").glob("*/modular_pipeline.py"):
+        blocks = "".join(each.read_text() for each in path.parent.glob("*.py"))
+        if re.search(r"""(InputParam\(|name=)\s*"num_frames"|VideoProcessor""", blocks):
+            found |= set(re.findall(r"^class (\w+ModularPipeline)\(", path.read_text(), re.MULTILINE))
     return found
 
 
@@ -552,10 +562,10 @@ def test_a_pipeline_makes_as_many_videos_of_a_prompt_as_it_is_known_to(tiny: Tin
     if tiny.free_noise:
         pipe.enable_free_noise(**tiny.free_noise)
     call = call_arguments(pipe, source.steps, source.guidance, source.call, 1, load_inputs(first, tmp_path))
-    call |= prompt_argument(pipe, [first.prompt]) | {name: 2, "output_type": "latent", "return_dict": False}
+    call |= prompt_argument(pipe, [first.prompt])
+    output_type = "pt" if is_modular(pipe) else "latent"
     try:
-        videos = pipe(**call)
-        made = len(videos[0] if isinstance(videos, tuple) else videos)
+        made = len(call_for_videos(pipe, {**call, name: 2, "output_type": output_type}))
     except (AssertionError, RuntimeError):  # shapes that do not fit
         made = 0
     assert makes_one_of_a_prompt(pipe) == (made != 2)
@@ -714,6 +724,28 @@ def test_which_of_two_adapters_is_active_is_recognised(lora: Path) -> None:
         fingerprint(wan_with(lora, "one")),
     ]
     assert len({one["transformer"] for one in found}) == len(found)
+
+
+# ---- of modular pipelines
+
+
+def test_other_blocks_settings_and_guiders_are_recognised() -> None:
+    pipe = by_name("Wan22ModularPipeline").build()
+    guard = Guard(with_origin(random_guarded(pipe), guidance=None))
+    pipe.guider_2.disable()
+    with pytest.raises(LvdError, match="the guider_2 is another network than the capture's"):
+        guard(pipe, prompt="one")
+    pipe.guider_2.enable()
+    pipe.register_to_config(boundary_ratio=0.5)
+    with pytest.raises(LvdError, match="the blocks are others, or set otherwise, than the capture's"):
+        guard(pipe, prompt="one")
+    for argument in ("state", "output"):
+        with pytest.raises(LvdError, match=f"{argument} does not go with a guard"):
+            guard(pipe, prompt="one", **{argument: "latents"})
+    blocks = diffusers.Wan22ModularPipeline().blocks
+    blocks.sub_blocks.insert("again", blocks.sub_blocks["decode"], 3)
+    other = blocks.init_pipeline()
+    assert fingerprint(other)["blocks"] != fingerprint(diffusers.Wan22ModularPipeline())["blocks"]
 
 
 # ---- weights

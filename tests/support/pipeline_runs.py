@@ -27,6 +27,7 @@ from lvd.guard.verify import BUNDLE_VERSION
 from lvd.latents.format import CaptureInfo, Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sampling.call import call_arguments, makes_one, prompt_argument
+from lvd.sampling.fingerprint import is_modular
 from lvd.sampling.x0 import predict_x0
 from support.pipelines import Pipeline, Tiny, picture
 
@@ -81,7 +82,15 @@ class Captured:
         call = call_arguments(self.pipe, origin.steps, origin.guidance, origin.call, len(batch))
         with torch.random.fork_rng():  # some autoencoders draw from it
             torch.manual_seed(0)
-            return self.pipe(**call, **self.arguments(batch), output_type=output_type).frames
+            call |= self.arguments(batch)
+            if not is_modular(self.pipe):
+                return self.pipe(**call, output_type=output_type).frames
+            latent = output_type == "latent"  # its blocks decode all the same
+            return self.pipe(
+                **call,
+                output="latents" if latent else "videos",
+                output_type="pt" if latent else output_type,
+            )
 
     def guarded(self, guard: Guard, batch: list[Sample]) -> GuardResult:
         with torch.random.fork_rng():
@@ -100,7 +109,7 @@ def capture(tiny: Tiny, directory: Path, *, weights: bool = False, pipe: Any = N
 
 def tiny_source(tiny: Tiny, directory: Path) -> Source:
     """The pipeline, saved into `directory`, and how it is called."""
-    tiny.build().save_pretrained(directory / "pipeline")
+    tiny.build().save_pretrained(str(directory / "pipeline"))
     return Source(
         path=str(directory / "pipeline"),
         pipeline_class=tiny.pipeline_class,
@@ -263,6 +272,8 @@ def unfold(captured: Captured, latent: Tensor, samples: int) -> Tensor:
     if latent.ndim == 3:
         rows, columns = captured.tiny.latent_shape[2:]
         frames = latent.shape[1] // (rows * columns)
+        if is_modular(captured.pipe):
+            return latent.unflatten(1, (frames, rows, columns)).movedim(-1, 1)
         unpacked: Tensor = captured.pipe._unpack_latents(latent, frames, rows, columns)
         return unpacked
     if latent.ndim == 4:

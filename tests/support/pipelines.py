@@ -74,7 +74,12 @@ class Tiny:
         for part in parts.values():
             if isinstance(part, nn.Module):
                 part.eval()
-        return getattr(diffusers, self.pipeline_class)(**parts)
+        kind = getattr(diffusers, self.pipeline_class)
+        if not issubclass(kind, diffusers.ModularPipeline):
+            return kind(**parts)
+        pipe = kind()
+        pipe.update_components(**parts)
+        return pipe
 
     def arguments(self) -> dict[str, Any]:
         negative = {} if self.negative is None else {"negative_prompt": self.negative}
@@ -285,6 +290,42 @@ TINY = (
             "use_resolution_binning": False,
         },
         inputs="image",
+    ),
+    Tiny("WanModularPipeline", wan, (16, 3, 4, 8), {**FRAMES_9, **SHORT}, guidance=None),
+    Tiny(
+        "Wan22ModularPipeline",
+        lambda: wan(transformer_2=wan_transformer()),
+        (16, 3, 4, 8),
+        {**FRAMES_9, **SHORT},
+        guidance=None,
+    ),
+    Tiny(
+        "WanImage2VideoModularPipeline",
+        wan_image,
+        (16, 3, 4, 8),
+        {**FRAMES_9, **SHORT},
+        inputs="image",
+        guidance=None,
+    ),
+    Tiny(
+        "Wan22Image2VideoModularPipeline",
+        lambda: wan(
+            transformer=wan_transformer(in_channels=36), transformer_2=wan_transformer(in_channels=36)
+        ),
+        (16, 3, 4, 8),
+        {**FRAMES_9, **SHORT},
+        inputs="image",
+        guidance=None,
+    ),
+    Tiny("LTXModularPipeline", ltx, (8, 3, 8, 16), {**FRAMES_9, **SHORT}, guidance=None),
+    Tiny("LTX2ModularPipeline", ltx2, (4, 5, 4, 8), {**FRAMES_9, **SHORT}, guidance=None),
+    Tiny(
+        "HunyuanVideo15ModularPipeline",
+        hunyuan_15,
+        (4, 5, 8, 16),
+        FRAMES_9,
+        guidance=None,
+        batch_size=1,  # its autoencoder decodes one video at a time
     ),
     Tiny("TextToVideoSDPipeline", text_to_video_sd, (4, 3, 4, 8), {**FRAMES_8, "num_frames": 3}),
 )
