@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lvd.errors import require, require_one_of
 
 KINDS = ("vote", "sequential")  # of rules
+DETECTORS = ("grid", "unified")  # one of each category and step, or the trunk's own outputs for all of them
 GUARANTEES = ("marginal", "confidence")
 POLICIES = ("block", "flag", "allow")  # of a category: stop its samples, release and mark them, or ignore it
 
@@ -19,6 +20,7 @@ class EvaluationRecipe:
     The sequential rule's boundary is calibrated on the safe samples of val.
     """
 
+    detector: str = "grid"  # whose scores; or unified: the trunk's own outputs, which need no further job
     eta: int = 20  # the first eta steps decide
     lam: float = 0.6  # the share of them that must be flagged
     threshold: float = 0.5  # a score at or above it flags its step
@@ -44,6 +46,7 @@ class EvaluationRecipe:
             f"max_fpr={self.max_fpr} must be at least 0 and less than 1",
         )
         require(self.examples >= 0, f"examples={self.examples} must not be negative")
+        require_one_of("detector", self.detector, DETECTORS)
         require_one_of("decision", self.decision, KINDS)
         require(0 < self.alpha < 1, f"alpha={self.alpha} must be greater than 0 and less than 1")
         require(

@@ -16,7 +16,7 @@ from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
 from lvd.detect.ensemble import Detectors, StepDetectors
-from lvd.detect.files import load_detector, load_trunk, trunk_digest
+from lvd.detect.files import NetworkFiles, load_detector, load_trunk, parse_trunk, trunk_digest
 from lvd.detect.network import HeadDetector, PixelDetector
 from lvd.errors import LvdError
 from lvd.files import step_name, write_atomically
@@ -192,7 +192,43 @@ def score_grid(
             scores.append(of_step)
             problems += missing
             advance()
-    scores_NSK = torch.stack(scores, dim=1).numpy()
+    return _by_part(capture, parts, torch.stack(scores, dim=1)), problems
+
+
+def score_unified(capture: CaptureReader, run: Path, parts: Mapping[str, Sequence[int]]) -> dict[str, Scored]:
+    """Parts of a capture at every step, by the outputs of the run's trunk; raises as `unified_scores`."""
+    rows = [row for part in parts.values() for row in part]
+    return _by_part(capture, parts, unified_scores(capture, run)[rows])
+
+
+@torch.inference_mode()
+def unified_scores(capture: CaptureReader, run: Path) -> Tensor:
+    """Scores `[N, S, K]` of every sample, by the outputs of the run's trunk.
+
+    Raises:
+        LvdError: the trunk is missing or unreadable, or of other categories, latents or fewer steps.
+    """
+    digest = trunk_digest(run / "trunk")
+    if digest is None:
+        raise LvdError(f"{run} has no trunk: run train.py task=trunk name={run.name} first")
+    files = NetworkFiles.read(run / "trunk")
+    names, steps = tuple(files.parsed_config("trunk")["category_names"]), capture.info.stored_steps
+    if names != capture.info.category_names:
+        raise LvdError(
+            f"the trunk of {run} is of the categories {', '.join(names)}, and capture "
+            f"{capture.directory} has {', '.join(capture.info.category_names)}"
+        )
+    trunk = parse_trunk(files)
+    known = trunk.scale.num_embeddings
+    if steps > known:
+        raise LvdError(f"the trunk of {run} knows {known} steps, and capture {capture.directory} has {steps}")
+    logits = [trunk.output(step_features(capture, run / "trunk", digest, step)) for step in range(steps)]
+    return torch.stack(logits, dim=1).sigmoid()
+
+
+def _by_part(capture: CaptureReader, parts: Mapping[str, Sequence[int]], scores: Tensor) -> dict[str, Scored]:
+    """The scores `[rows of all parts in turn, S, K]` of labelled samples, by part."""
+    scores_NSK = scores.numpy()
     names = capture.info.category_names
     scored, start = {}, 0
     for part, chosen in parts.items():
@@ -202,7 +238,7 @@ def score_grid(
         categories_NK = np.array(has, dtype=bool).reshape(len(samples), len(names))
         scored[part] = Scored(samples, list(chosen), categories_NK, scores_NSK[start : start + len(chosen)])
         start += len(chosen)
-    return scored, problems
+    return scored
 
 
 def _batches(rows: Sequence[int], size: int = _BATCH) -> Iterator[Sequence[int]]:

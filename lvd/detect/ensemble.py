@@ -82,3 +82,18 @@ class Detectors(nn.Module):
         if above == below:
             return logits
         return torch.lerp(logits, upper(x0_BCFHW, features), step - below)
+
+
+class UnifiedDetector(nn.Module):
+    """The trunk's own outputs as the detectors of all steps and categories; called as `Detectors` are."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, step: float, x0_BCFHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.trunk.output(self.trunk.features(x0_BCFHW, step))
+        return logits_BK
+
+
+Ensemble = Detectors | UnifiedDetector

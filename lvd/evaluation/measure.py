@@ -15,12 +15,12 @@ from lvd.decide.metrics import Attribution, Summary, measure_attribution, summar
 from lvd.decide.recipe import EvaluationRecipe
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Sequential, fading_evidence
-from lvd.detect.bank import Scored, score_grid
+from lvd.detect.bank import Scored, score_grid, score_unified
 from lvd.errors import LvdError
 from lvd.evaluation.provenance import Provenance, rows_that_count
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.grid import Cell
-from lvd.sweep.state import Usable, usable
+from lvd.sweep.state import Usable, usable, usable_trunk
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,12 @@ class Found:
     problems: list[str]
 
 
-def open_run(capture: CaptureReader, run: Path) -> Opened:
-    names, steps = capture.info.category_names, capture.info.stored_steps
-    state = usable(run, capture.directory, [Cell(name, step) for name in names for step in range(steps)])
+def open_run(capture: CaptureReader, run: Path, detector: str) -> Opened:
+    if detector == "unified":
+        state = usable_trunk(run, capture.directory)
+    else:
+        names, steps = capture.info.category_names, capture.info.stored_steps
+        state = usable(run, capture.directory, [Cell(name, step) for name in names for step in range(steps)])
     return Opened(run, state, *rows_that_count(capture, state.trained_on))
 
 
@@ -82,12 +85,16 @@ def measure_run(
 ) -> Found:
     run, state = opened.run, opened.state
     names, steps = capture.info.category_names, capture.info.stored_steps
-    grid = [Cell(name, step) for name in names for step in range(steps)]
-    holes = {
-        step: {c.category: why for c, why in state.holes.items() if c.step == step} for step in range(steps)
-    }
-    scored, problems = score_grid(capture, run, opened.rows, holes, device)
-    if len(problems) == len(grid):
+    problems: list[str] = []
+    if recipe.detector == "unified":
+        scored = score_unified(capture, run, opened.rows)
+    else:
+        holes = {
+            step: {c.category: why for c, why in state.holes.items() if c.step == step}
+            for step in range(steps)
+        }
+        scored, problems = score_grid(capture, run, opened.rows, holes, device)
+    if len(problems) == steps * len(names):
         raise LvdError(f"{run} has no detectors: python train.py -m category=0..{len(names) - 1} ...")
     val, test = scored["val"], scored["test"]
 

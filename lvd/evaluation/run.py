@@ -63,7 +63,7 @@ def evaluate_runs(
         raise LvdError(
             f"capture {capture_dir} has no labels: capture.py name={capture_dir.name} labels=FILE.csv"
         )
-    opened = [open_run(capture, run) for run in runs]
+    opened = [open_run(capture, run, recipe.detector) for run in runs]
     check_comparable(
         {each.run.name: [capture.samples[row].sample_id for row in each.rows["test"]] for each in opened}
     )

@@ -60,7 +60,7 @@ def write_evaluation(
     elif np.isnan(test.scores_NSK[:, : chosen.rule.steps]).any():
         no_bundle = "a guard needs every detector of the steps that decide"
     else:
-        info = _bundle_info(capture.info, chosen.rule, numbers)
+        info = _bundle_info(capture.info, chosen.rule, recipe.detector, numbers)
         exported = export_bundle(run / "bundle", run, info, found.state.files)
     _write_scores(directory / "scores.csv", [val, test], names)
     findings = Findings(
@@ -89,12 +89,13 @@ def write_evaluation(
         directory / "summary.json",
         {
             **numbers,
+            "detector": recipe.detector,
             "threshold": found.threshold,
             "max_fpr": recipe.max_fpr,
             "rules": {each.rule.kind: each.as_json() for each in measured},
             "not_calibrated": not_calibrated,
             "bundle": exported,
-            "detectors": steps * len(names) - len(problems),
+            "detectors": 1 if recipe.detector == "unified" else steps * len(names) - len(problems),
             "detectors_missing": problems,
             "comparison": None if compared is None else compared.as_json(),
         },
@@ -148,7 +149,7 @@ def _write_scores(path: Path, parts: Sequence[Scored], names: Sequence[str]) -> 
     write_atomically(path, text.encode())
 
 
-def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> BundleInfo:
+def _bundle_info(info: CaptureInfo, rule: Rule, detector: str, measured: dict[str, Any]) -> BundleInfo:
     """The rule, what it was measured to do, and how the latents are made that it is for."""
     return BundleInfo(
         format_version=BUNDLE_VERSION,
@@ -156,4 +157,5 @@ def _bundle_info(info: CaptureInfo, rule: Rule, measured: dict[str, Any]) -> Bun
         category_names=info.category_names,
         origin=info.origin,
         measured=measured,
+        detector=detector,
     )

@@ -1,8 +1,8 @@
 """The bundle: a verified directory with everything that a guard runs from.
 
 bundle.json      the rule, the categories, and what the detectors were captured from
-trunk/           config.json and model.safetensors, when there are heads
-<category>/step_07/   config.json and model.safetensors of each detector of the steps that the rule looks at
+trunk/           config.json and model.safetensors, when there are heads, or when it alone is the detector
+<category>/step_07/   of a grid, config.json and model.safetensors of each detector that the rule asks
 README.md        the model card: measured rates and limits
 manifest.json    SHA-256 of every other file, canonical; its own SHA-256 is the bundle's digest
 manifest.json.sig     a signature of manifest.json, where somebody has signed it (`lvd.guard.signature`)
@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
+from lvd.decide.recipe import DETECTORS
 from lvd.decide.rules import Rule, Vote
 from lvd.decide.sequential import Sequential
-from lvd.detect.ensemble import Detectors, StepDetectors
+from lvd.detect.ensemble import Detectors, Ensemble, StepDetectors, UnifiedDetector
 from lvd.detect.files import NetworkFiles, parse_detector, parse_trunk
 from lvd.detect.network import HeadDetector, NetworkDetector, PixelDetector
 from lvd.errors import LvdError
@@ -45,6 +46,7 @@ class BundleInfo:
     category_names: tuple[str, ...]
     origin: Origin  # its fields are bundle.json's own
     measured: dict[str, Any]  # the rates in summary.json of the evaluation that exported it, and on what
+    detector: str = "grid"  # one of each category and step; unified: the trunk's own outputs
 
     def fields(self) -> dict[str, Any]:
         """The fields of bundle.json."""
@@ -58,9 +60,9 @@ class Bundle:
 
     info: BundleInfo
     digest: str
-    detectors: Detectors
+    detectors: Ensemble
 
-    def detectors_on(self, device: torch.device) -> Detectors:
+    def detectors_on(self, device: torch.device) -> Ensemble:
         """A copy of the detectors on `device`; the bundle's own stay where they are."""
         return copy.deepcopy(self.detectors).to(device)
 
@@ -117,19 +119,26 @@ def load_bundle(
     if "trunk/config.json" in files:
         trunk_files = network("trunk")
         trunk, trunk_sha256 = parse_trunk(trunk_files), trunk_files.weights_sha256
-    steps = {
-        step: StepDetectors(
-            [
-                parse_latent_detector(network(f"{c}/{step_name(step)}"), trunk_sha256)
-                for c in info.category_names
-            ]
-        )
-        for step in range(info.rule.steps)
-    }
+    detectors: Ensemble
+    if info.detector == "unified":
+        if trunk is None:
+            raise LvdError(f"bundle {directory} has no trunk: export it again with evaluate.py")
+        detectors = UnifiedDetector(trunk)
+    else:
+        steps = {
+            step: StepDetectors(
+                [
+                    parse_latent_detector(network(f"{c}/{step_name(step)}"), trunk_sha256)
+                    for c in info.category_names
+                ]
+            )
+            for step in range(info.rule.steps)
+        }
+        detectors = Detectors(trunk, steps)
     files.pop("README.md", None)
     if files:
         raise LvdError(f"bundle {directory} holds {min(files)}, which is no part of a bundle")
-    return Bundle(info, verified.digest, Detectors(trunk, steps).eval().requires_grad_(False))
+    return Bundle(info, verified.digest, detectors.eval().requires_grad_(False))
 
 
 def _parse_info(directory: Path, data: bytes) -> BundleInfo:
@@ -141,7 +150,7 @@ def _parse_info(directory: Path, data: bytes) -> BundleInfo:
             raise ValueError
         origin, own = Origin.split(raw)
         own["origin"] = origin
-        if not has_fields(own, BundleInfo):
+        if not has_fields(own, BundleInfo) or own.get("detector", "grid") not in DETECTORS:
             raise ValueError
         names = tuple(own["category_names"])
         rule = _parse_rule(own["rule"], len(names))

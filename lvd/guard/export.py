@@ -67,6 +67,8 @@ def _bundle_files(run: Path, info: BundleInfo, written: Mapping[str, str]) -> di
         trunk = network(run / "trunk")
         trunk_sha256 = trunk.weights_sha256
         files |= _as_files("trunk", trunk)
+    if info.detector == "unified":
+        return files
     for step in range(info.rule.steps):
         for category in info.category_names:
             detector = network(run / category / step_name(step) / "detector")

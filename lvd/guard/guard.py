@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lvd.detect.ensemble import Detectors
+from lvd.detect.ensemble import Ensemble
 from lvd.detect.levels import TrainedLevels
 from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches
@@ -81,7 +81,7 @@ class Guard:
         self.bundle = bundle
         self._audit = audit
         self._metrics = metrics
-        self._placed: dict[torch.device, Detectors] = {}
+        self._placed: dict[torch.device, Ensemble] = {}
         self._placing = threading.Lock()
 
     @property
@@ -195,7 +195,7 @@ class Guard:
             preview=preview,
         )
 
-    def _detectors_on(self, device: torch.device) -> Detectors:
+    def _detectors_on(self, device: torch.device) -> Ensemble:
         with self._placing:
             if device not in self._placed:
                 self._placed[device] = self.bundle.detectors_on(device)

@@ -6,6 +6,10 @@ from typing import Any
 from lvd.decide.written import interval_text, mean_text, rate_text
 from lvd.guard.bundle import BundleInfo
 
+_DETECTORS = {
+    "grid": "a detector of each category and step",
+    "unified": "one network for all categories and steps",
+}
 _OTHER_SCHEDULES = (
     ", unless it is asked to go by noise level (`by_noise_level=True`): then other numbers of steps and "
     "other schedulers of the same model are guarded, at rates that were not measured here and without the "
@@ -43,6 +47,7 @@ def model_card(info: BundleInfo) -> str:
             "guidance": "its own" if origin.guidance is None else origin.guidance,
             "layout": f"{origin.layout}, given by hand" if origin.layout_given else origin.layout,
         },
+        detectors=_DETECTORS[info.detector],
         other_schedules="" if origin.noise_levels is None else _OTHER_SCHEDULES,
         deciding_steps=info.rule.steps,
         rule_in_words=info.rule.in_words(),

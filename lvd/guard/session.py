@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lvd.detect.ensemble import Detectors
+from lvd.detect.ensemble import Ensemble
 from lvd.errors import LvdError
 from lvd.guard.admission import refuse_mismatches
 from lvd.guard.bundle import BundleInfo
@@ -63,7 +63,7 @@ class Session:
     def __init__(
         self,
         info: BundleInfo,
-        detectors_on: Callable[[torch.device], Detectors],
+        detectors_on: Callable[[torch.device], Ensemble],
         options: GuardOptions,
         sampling: Sampling,
         record: Callable[[Sequence[Decision], StepCount], list[Decision]],

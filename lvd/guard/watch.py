@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lvd.decide.rules import Tracker
-from lvd.detect.ensemble import Detectors
+from lvd.detect.ensemble import Ensemble
 from lvd.detect.levels import TrainedLevels, TrainedSteps
 from lvd.errors import LvdError
 from lvd.guard.bundle import BundleInfo
@@ -44,7 +44,7 @@ class Watch:
     def __init__(
         self,
         info: BundleInfo,
-        detectors_on: Callable[[torch.device], Detectors],
+        detectors_on: Callable[[torch.device], Ensemble],
         options: GuardOptions,
         samples: int,
         steps: int,

@@ -9,7 +9,7 @@ import torch
 
 from lvd.capture.table import read_table
 from lvd.decide.rules import Rule
-from lvd.detect.bank import score_step
+from lvd.detect.bank import score_step, unified_scores
 from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
@@ -48,6 +48,27 @@ def of_run(capture: CaptureReader, run: Path, device: torch.device | None = None
     if not run.is_dir():
         raise LvdError(f"no run at {run}: run=NAME is the name that train.py was given")
     names, steps = capture.info.category_names, capture.info.stored_steps
+    bundle = load_bundle(run / "bundle").info if (run / "bundle").exists() else None
+    if bundle is not None and bundle.detector == "unified":
+        scores_NSK = unified_scores(capture, run)
+    else:
+        scores_NSK = _grid_scores(capture, run, device)
+    mean_NK = scores_NSK.nanmean(dim=1)
+    scores = {
+        sample.sample_id: {
+            name: float(score) for name, score in zip(names, row, strict=True) if not np.isnan(score)
+        }
+        for sample, row in zip(capture.samples, mean_NK.tolist(), strict=True)
+    }
+    decisions = {}
+    if bundle is not None and bundle.rule.steps <= steps:
+        decisions = _decided(capture, bundle.rule, scores_NSK)
+    return Suggestions(f"run {run.name}", scores, decisions)
+
+
+def _grid_scores(capture: CaptureReader, run: Path, device: torch.device | None) -> torch.Tensor:
+    """Of every sample `[N, S, K]`, NaN where a detector is missing; raises as `of_run`."""
+    steps = capture.info.stored_steps
     digest = trunk_digest(run / "trunk")
     tables: list[torch.Tensor] = []
     problems: list[str] = []
@@ -57,19 +78,9 @@ def of_run(capture: CaptureReader, run: Path, device: torch.device | None = None
             tables.append(table)
             problems += missing
             advance()
-    if len(problems) == steps * len(names):
+    if len(problems) == steps * len(capture.info.category_names):
         raise LvdError(f"{run} has no detectors to suggest anything with: {problems[0]}")
-    scores_NSK = torch.stack(tables, dim=1)
-    mean_NK = scores_NSK.nanmean(dim=1)
-    scores = {
-        sample.sample_id: {
-            name: float(score) for name, score in zip(names, row, strict=True) if not np.isnan(score)
-        }
-        for sample, row in zip(capture.samples, mean_NK.tolist(), strict=True)
-    }
-    rule = load_bundle(run / "bundle").info.rule if (run / "bundle").exists() else None
-    decisions = {} if rule is None or rule.steps > steps else _decided(capture, rule, scores_NSK)
-    return Suggestions(f"run {run.name}", scores, decisions)
+    return torch.stack(tables, dim=1)
 
 
 def _decided(capture: CaptureReader, rule: Rule, scores_NSK: torch.Tensor) -> dict[str, Decision]:

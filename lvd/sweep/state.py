@@ -174,6 +174,21 @@ def usable(run: Path, capture: Path, cells: Iterable[Cell]) -> Usable:
     )
 
 
+def usable_trunk(run: Path, capture: Path) -> Usable:
+    """The same of a run's trunk, where its own outputs are the detector.
+
+    Raises:
+        LvdError: it is missing, stale or damaged.
+    """
+    result = read_result(run / "trunk")
+    homes = _Homes(capture)
+    home = capture if result is None else homes.of(result)
+    _sound_trunk(run, home, homes.data(home))
+    assert result is not None  # else it would not be sound
+    files = {f"trunk/{name}": sha for name, sha in result.files.items()}
+    return Usable({}, files, [homes.trained_on(run, result)], on_frames=False)
+
+
 def _sound_trunk(run: Path, home: Path, data: Sequence[str] | None) -> str | None:
     """The digest of the trunk that a run's detectors need.
 

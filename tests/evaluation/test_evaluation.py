@@ -55,6 +55,7 @@ ADDITIONS = {
     ),
     *(
         "decision",
+        "detector",
         "rules",
         "not_calibrated",
         "bundle",
