@@ -52,6 +52,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         )
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the tests' own may be set
+        huggingface_hub.close_session()
         yield hub
 
 
@@ -70,6 +72,7 @@ def test_the_command_pushes_privately_and_prints_what_to_pin(bundle: Path, hub: 
     environment = {
         **os.environ,
         **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
+        **{"HF_HUB_OFFLINE": "0"},
         **{"PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_of_nobody"},
     }
     push = [sys.executable, "-m", "lvd.guard.push", str(bundle), NAME]
