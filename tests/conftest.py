@@ -373,3 +373,17 @@ def trained_run(capture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         for step in range(STEPS):
             assert run_cell(job, Cell(name, step), recipe, force=False).status == "done"
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two bundles that differ, `bundle` and `other`, small enough to be sent around."""
+    from lvd.guard.export import export_bundle
+
+    folder = tmp_path_factory.mktemp("exported")
+    pipe = StubPipeline()
+    pipe.shape = (4, 8, 8, 8)
+    info = bundle_info(pipe, call={}, eta=1)
+    export_bundle(folder / "bundle", untrained_run(folder / "run", lambda *_: "head", steps=1), info)
+    export_bundle(folder / "other" / "bundle", untrained_run(folder / "run2", lambda *_: "network", 1), info)
+    return folder

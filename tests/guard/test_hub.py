@@ -12,27 +12,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from conftest import StubPipeline, bundle_info, untrained_run
 from lvd.errors import LvdError
 from lvd.guard import Guard
-from lvd.guard.export import export_bundle
 from lvd.guard.push import push_bundle
 from support.commands import ROOT
 from support.hub import Hub, stand_in
 
 NAME = "org/mine"
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two bundles that differ, `bundle` and `other`, small enough to be sent around."""
-    folder = tmp_path_factory.mktemp("exported")
-    pipe = StubPipeline()
-    pipe.shape = (4, 8, 8, 8)
-    info = bundle_info(pipe, call={}, eta=1)
-    export_bundle(folder / "bundle", untrained_run(folder / "run", lambda *_: "head", steps=1), info)
-    export_bundle(folder / "other" / "bundle", untrained_run(folder / "run2", lambda *_: "network", 1), info)
-    return folder
 
 
 @pytest.fixture

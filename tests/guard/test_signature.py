@@ -18,16 +18,6 @@ from lvd.guard.sign import make_key, sign_bundle
 SIGNATURE = "manifest.json.sig"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    pipe = StubPipeline()
-    pipe.shape = (4, 8, 8, 8)
-    info = bundle_info(pipe, call={}, eta=1)
-    export_bundle(folder / "bundle", untrained_run(folder / "run", lambda *_: "head", steps=1), info)
-    return folder
-
-
 @pytest.fixture
 def bundle(exported: Path, tmp_path: Path) -> Path:
     """The pointer of a bundle that is not signed."""
