@@ -183,6 +183,18 @@ def score_grid(
     `score_step`.
     """
     rows = [row for part in parts.values() for row in part]
+    scores, problems = grid_scores(capture, run, rows, holes, device)
+    return _by_part(capture, parts, scores), problems
+
+
+def grid_scores(
+    capture: CaptureReader,
+    run: Path,
+    rows: Sequence[int],
+    holes: Mapping[int, Mapping[str, str]],
+    device: torch.device | None = None,
+) -> tuple[Tensor, list[str]]:
+    """Scores `[len(rows), S, K]` at every step, and what is missing; as `score_step` at each."""
     digest = trunk_digest(run / "trunk")
     scores: list[Tensor] = []
     problems: list[str] = []
@@ -192,7 +204,7 @@ def score_grid(
             scores.append(of_step)
             problems += missing
             advance()
-    return _by_part(capture, parts, torch.stack(scores, dim=1)), problems
+    return torch.stack(scores, dim=1), problems
 
 
 def score_unified(capture: CaptureReader, run: Path, parts: Mapping[str, Sequence[int]]) -> dict[str, Scored]:

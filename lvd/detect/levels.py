@@ -125,6 +125,8 @@ class TrainedSteps:
 
         `samples` are the numbers of those that were checked; each was checked before, unless none was.
         """
+        if self._levels is None:
+            return [logits_BK]
         position, before = self._before
         self._before = self.position, dict(zip(samples, logits_BK, strict=True))
         if not before:

@@ -12,7 +12,7 @@ from lvd.detect.bank import step_check
 from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
-from lvd.sweep.grid import Cell
+from lvd.sweep.grid import all_cells
 from lvd.sweep.results import read_result, read_results
 from lvd.sweep.state import WEIGHTS
 
@@ -37,11 +37,9 @@ class Cost:
 
 
 def measure_costs(capture: CaptureReader, runs: Sequence[Path], device: torch.device | None) -> list[Cost]:
-    names, steps = capture.info.category_names, capture.info.stored_steps
     milliseconds = _check_milliseconds(capture, runs, device)
-    costs = []
+    grid, costs = all_cells(capture.info), []
     for run, check in zip(runs, milliseconds, strict=True):
-        grid = [Cell(name, step) for name in names for step in range(steps)]
         results = {cell: it for cell, it in read_results(run, grid).items() if it and it.status == "done"}
         places = [run / cell.path / "detector" for cell in results]
         used = list(results.values())

@@ -19,7 +19,7 @@ from lvd.detect.bank import Scored, score_grid, score_unified
 from lvd.errors import LvdError
 from lvd.evaluation.provenance import Provenance, rows_that_count
 from lvd.latents.reader import CaptureReader
-from lvd.sweep.grid import Cell
+from lvd.sweep.grid import all_cells
 from lvd.sweep.state import Usable, usable, usable_trunk
 
 
@@ -75,8 +75,7 @@ def open_run(capture: CaptureReader, run: Path, detector: str) -> Opened:
     if detector == "unified":
         state = usable_trunk(run, capture.directory)
     else:
-        names, steps = capture.info.category_names, capture.info.stored_steps
-        state = usable(run, capture.directory, [Cell(name, step) for name in names for step in range(steps)])
+        state = usable(run, capture.directory, all_cells(capture.info))
     return Opened(run, state, *rows_that_count(capture, state.trained_on))
 
 

@@ -55,8 +55,9 @@ def check_compacts(pipe: Pipeline) -> None:
     name = type(pipe).__name__
     if name not in COMPACTED:
         raise LvdError(f"compact=True was not tried with {name}: it goes with {', '.join(sorted(COMPACTED))}")
+    cached = step_caches(pipe).keys() | unreadable_caches(pipe).keys()
     for part, network in denoisers(pipe).items():
-        if part in step_caches(pipe) or part in unreadable_caches(pipe):
+        if part in cached:
             raise LvdError(
                 f"compact=True does not go with a step cache: the {part} of {name} caches whole batches"
             )

@@ -10,7 +10,7 @@ from lvd.errors import LvdError
 from lvd.files import sha256, step_name, sync_directory, write_atomically
 from lvd.guard.bundle import BundleInfo, parse_latent_detector
 from lvd.guard.model_card import model_card
-from lvd.guard.pointer import bundle_directory, move_old_bundle, point_to
+from lvd.guard.pointer import MANIFEST, bundle_directory, move_old_bundle, point_to
 from lvd.guard.verify import BUNDLE_VERSION, canonical, verify_bundle
 
 
@@ -39,7 +39,7 @@ def export_bundle(
     directory.parent.mkdir(parents=True, exist_ok=True)
     move_old_bundle(pointer)
     if not directory.exists():
-        _write_directory(directory, {**files, "manifest.json": manifest})
+        _write_directory(directory, {**files, MANIFEST: manifest})
     try:
         verify_bundle(directory, digest)
     except LvdError as error:

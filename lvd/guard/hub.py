@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lvd.errors import LvdError
+from lvd.guard.pointer import MANIFEST
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file in every repository
 
@@ -43,7 +44,7 @@ def push(name: str, files: Mapping[str, bytes], *, public: bool, message: str) -
         if not public and not found.private:
             raise LvdError(f"{name} is there, and public: --public pushes to it all the same")
         held = {file.rfilename for file in found.siblings or ()} - {GIT_ATTRIBUTES}
-        if held and "manifest.json" not in held:
+        if held and MANIFEST not in held:
             raise LvdError(f"{name} holds other files ({min(held)}): a bundle needs a repository of its own")
         operations: list[Any] = [CommitOperationAdd(path, content) for path, content in files.items()]
         operations += [CommitOperationDelete(path) for path in sorted(held - files.keys())]

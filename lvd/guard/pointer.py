@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lvd.files import sha256, sync_directory, write_atomically
 
+MANIFEST = "manifest.json"  # of every bundle
 _FOLDER = "bundles"
 _DIGEST_DIGITS = 12  # of a bundle's digest, in the name of its directory
 
@@ -52,7 +53,7 @@ def move_old_bundle(pointer: Path) -> None:
     """
     if pointer.is_symlink() or not pointer.is_dir():
         return
-    manifest = pointer / "manifest.json"
+    manifest = pointer / MANIFEST
     bundles = pointer.parent / _FOLDER
     content = manifest.read_bytes() if manifest.is_file() else b""
     name = sha256(content)[:_DIGEST_DIGITS] if content else "without_manifest"

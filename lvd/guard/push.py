@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lvd.errors import LvdError
 from lvd.guard.hub import push
+from lvd.guard.pointer import MANIFEST
 from lvd.guard.source import find_directory
-from lvd.guard.verify import MANIFEST, SIGNATURE, verified_files
+from lvd.guard.verify import SIGNATURE, verified_files
 
 
 def push_bundle(bundle: Path, name: str, *, public: bool = False) -> tuple[str, str]:

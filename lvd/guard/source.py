@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lvd.errors import LvdError
 from lvd.guard.hub import GIT_ATTRIBUTES, fetch
-from lvd.guard.pointer import pointed_to
+from lvd.guard.pointer import MANIFEST, pointed_to
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -48,7 +48,7 @@ def find_directory(directory: Path) -> Place:
     """
     try:
         directory = pointed_to(directory)
-        if not (directory / "manifest.json").exists():
+        if not (directory / MANIFEST).exists():
             raise FileNotFoundError(2, "No such file or directory")
         entries = [entry for entry in directory.rglob("*") if entry.is_symlink() or not entry.is_dir()]
     except OSError as error:

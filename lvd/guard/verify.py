@@ -11,13 +11,13 @@ from typing import Any
 
 from lvd.errors import LvdError
 from lvd.files import sha256
+from lvd.guard.pointer import MANIFEST
 from lvd.guard.signature import check_signature
 from lvd.guard.source import Place, find_directory
 
 BUNDLE_VERSION = 2
 VOTES_VERSION = 1  # eta, lam and threshold stood where the rule stands now
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.json.sig"
+SIGNATURE = f"{MANIFEST}.sig"
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,10 @@ class Watch:
             if tuple(logits.shape) != (len(rows), len(self._info.category_names)):
                 raise LvdError(f"the detectors answered with the shape {tuple(logits.shape)}")
             scores = logits.sigmoid().tolist()
-            by_step = [each.sigmoid().tolist() for each in self._trained.between(logits, rows, told)]
+            by_step = [
+                scores if each is logits else each.sigmoid().tolist()
+                for each in self._trained.between(logits, rows, told)
+            ]
             finite = torch.isfinite(logits).all(dim=1).tolist()
         seconds, limit = time.perf_counter() - started, self._options.limit_seconds
         if limit is not None and seconds > limit:

@@ -9,12 +9,10 @@ import torch
 
 from lvd.capture.table import read_table
 from lvd.decide.rules import Rule
-from lvd.detect.bank import score_step, unified_scores
-from lvd.detect.files import trunk_digest
+from lvd.detect.bank import grid_scores, unified_scores
 from lvd.errors import LvdError
 from lvd.guard.bundle import load_bundle
 from lvd.latents.reader import CaptureReader
-from lvd.progress import progress
 
 
 @dataclass(frozen=True)
@@ -68,19 +66,10 @@ def of_run(capture: CaptureReader, run: Path, device: torch.device | None = None
 
 def _grid_scores(capture: CaptureReader, run: Path, device: torch.device | None) -> torch.Tensor:
     """Of every sample `[N, S, K]`, NaN where a detector is missing; raises as `of_run`."""
-    steps = capture.info.stored_steps
-    digest = trunk_digest(run / "trunk")
-    tables: list[torch.Tensor] = []
-    problems: list[str] = []
-    with progress("scoring", steps, "steps") as advance:
-        for step in range(steps):
-            table, missing = score_step(capture, run, digest, step, range(len(capture.samples)), {}, device)
-            tables.append(table)
-            problems += missing
-            advance()
-    if len(problems) == steps * len(capture.info.category_names):
+    scores_NSK, problems = grid_scores(capture, run, range(len(capture.samples)), {}, device)
+    if len(problems) == capture.info.stored_steps * len(capture.info.category_names):
         raise LvdError(f"{run} has no detectors to suggest anything with: {problems[0]}")
-    return torch.stack(tables, dim=1)
+    return scores_NSK
 
 
 def _decided(capture: CaptureReader, rule: Rule, scores_NSK: torch.Tensor) -> dict[str, Decision]:

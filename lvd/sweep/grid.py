@@ -8,7 +8,7 @@ from lvd.axes import Part
 from lvd.detect.rows import cell_rows
 from lvd.errors import LvdError
 from lvd.files import step_name
-from lvd.latents.format import read_info, read_samples
+from lvd.latents.format import CaptureInfo, read_info, read_samples
 
 AXES = ("category", "step")
 
@@ -24,6 +24,11 @@ class Cell:
     def path(self) -> Path:
         """Its output directory below the run's."""
         return Path(self.category) / step_name(self.step)
+
+
+def all_cells(info: CaptureInfo) -> list[Cell]:
+    """All that a run on this capture can have."""
+    return [Cell(name, step) for name in info.category_names for step in range(info.stored_steps)]
 
 
 def resolve_cells(

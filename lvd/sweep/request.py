@@ -20,7 +20,7 @@ from lvd.sweep.check import (
     refuse,
     weights_bytes,
 )
-from lvd.sweep.grid import AXES, Cell, resolve_cells
+from lvd.sweep.grid import AXES, Cell, all_cells, resolve_cells
 from lvd.sweep.log import unheard
 from lvd.sweep.results import read_result, read_results
 
@@ -62,8 +62,7 @@ class Request:
 
     @property
     def grid(self) -> list[Cell]:
-        """All cells that a run on this capture can have."""
-        return _grid(self.config)
+        return all_cells(read_info(self.config.capture_dir))
 
 
 def read_request(config: TrainConfig, launcher: str, axes: Mapping[str, Axis], *, multirun: bool) -> Request:
@@ -122,11 +121,12 @@ def _check_launcher(name: str) -> None:
 
 def _run_problems(config: TrainConfig, identity: "Identity", jobs: int, *, multirun: bool) -> list[str]:
     """What the run's directory has against the jobs."""
-    if identity.blocked is not None:
-        return [identity.blocked]
-    used = [] if config.force else read_results(config.run_dir, _grid(config)).values()
     from lvd.detect.pretrained import Pretrained
 
+    if identity.blocked is not None:
+        return [identity.blocked]
+    grid = all_cells(read_info(config.capture_dir))
+    used = [] if config.force else read_results(config.run_dir, grid).values()
     pretrained = Pretrained.of(config.detector)
     if pretrained is not None:
         size = pretrained.weights_bytes
@@ -178,9 +178,3 @@ def _machine_problems(config: TrainConfig, launcher: str) -> list[str]:
     except LvdError as error:
         return [str(error)]
     return []
-
-
-def _grid(config: TrainConfig) -> list[Cell]:
-    """All cells that a run on this capture can have."""
-    info = read_info(config.capture_dir)
-    return [Cell(name, step) for name in info.category_names for step in range(info.stored_steps)]
