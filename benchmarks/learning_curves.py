@@ -1,0 +1,239 @@
+"""How many labelled videos detectors need: `python benchmarks/learning_curves.py captures/study`.
+
+Of the train split so many videos of every category are drawn, each of another prompt as long as there are
+prompts, and safe ones in the proportion of the split; of the val split, which selects checkpoints, a third as
+many. With those, detectors are trained by the project's own recipe and scored on the whole test split, which
+is the same throughout:
+
+heads      a trunk and a logistic head for each category and step
+unified    the outputs of the same trunk
+scratch    a network for each category and step; at three steps, since they take longest
+
+Each line is a mean over draws (`--draws`), which also differ in everything that training draws at random. Its
+95% interval has two parts, added as independent errors: the draws (Student's t) and the prompts of the test
+split (the bootstrap of lvd.decide.intervals). Of one draw alone, the first part is unknown and left out.
+
+accuracy   of the vote with eta=20 and lam=0.6
+AUROC      of the highest score of a step, unsafe against safe videos
+within     the same, of the pairs of an unsafe and a safe video that have one prompt: what x0 tells beyond
+           the prompt
+
+`--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
+Settings of train.py may follow, `trunk.batches=800`; `--against` prints the differences to another output.
+
+Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
+table.json and figure.svg beside the scores. About 2 minutes a draw of heads on one core, an hour in all.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import command
+import torch
+from hydra import compose, initialize_config_dir
+from learning_draws import Part, drawn, halved_val
+from learning_figure import figure
+from learning_table import (
+    SHOWN,
+    VOTE,
+    Key,
+    Scores,
+    differences,
+    estimates,
+    panels,
+    print_tables,
+    test_samples,
+    write_numbers,
+)
+from safetensors.torch import load_file, save
+
+from lvd.config import TrainConfig
+from lvd.detect.bank import score_step, step_features
+from lvd.detect.detector_training import train_detector
+from lvd.detect.files import load_trunk, trunk_digest
+from lvd.detect.fit import Setup
+from lvd.detect.rows import labelled_rows
+from lvd.detect.trunk_training import train_trunk
+from lvd.errors import LvdError
+from lvd.files import json_sha256, read_json, write_atomically, write_json
+from lvd.latents.reader import CaptureReader
+from lvd.sweep.grid import Cell
+from lvd.sweep.job import cell_seed
+from lvd.typed import typed
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRATCH = (4, 9, 19)  # steps that networks from scratch are trained at
+
+
+@dataclass(frozen=True)
+class Draw:
+    """So many videos a category (None: all there are), drawn by a seed, to train one family of detectors."""
+
+    family: str  # trunk (heads and unified) or scratch
+    videos: int | None
+    seed: int
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("heads", "unified") if self.family == "trunk" else ("scratch",)
+
+    @property
+    def size(self) -> str:
+        return "all" if self.videos is None else str(self.videos)
+
+    def file(self, output: Path, kind: str) -> Path:
+        return output / f"{kind}_{self.size}_{self.seed}.safetensors"
+
+
+def configured(settings: Sequence[str]) -> TrainConfig:
+    """What train.py takes by default, but for these settings."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return typed(compose("train", ["accelerator=cpu", *settings]), TrainConfig)
+
+
+def train_and_score(
+    capture: CaptureReader, draw: Draw, steps: Sequence[int], output: Path, config: TrainConfig
+) -> dict[str, Scores]:
+    """Train a draw's detectors at some steps, and score the test samples with them.
+
+    The trunk is kept in `output`, and one that is there is not trained again.
+    """
+    rows = labelled_rows(capture.samples, "test")
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(directory)
+        if draw.family == "trunk":
+            kept = output / f"trunk_{draw.size}_{draw.seed}"
+            if not (kept / "config.json").is_file():  # written last
+                train_trunk(capture, kept, config.trunk, Setup(config.encoder, config, draw.seed))
+            shutil.copytree(kept, run / "trunk")
+        recipe = replace(config.detector, init=draw.family, cache=draw.family == "scratch")
+        for step, name in product(steps, capture.info.category_names):
+            cell = Cell(name, step)
+            setup = Setup(config.encoder, config, cell_seed(draw.seed, cell))
+            train_detector(capture, run, run / cell.path, name, step, recipe, setup)
+        digest = trunk_digest(run / "trunk")
+        grid = {step: score_step(capture, run, digest, step, rows, {})[0] for step in steps}
+        if digest is None:
+            return {"scratch": grid}
+        output = load_trunk(run / "trunk").output.requires_grad_(False)
+        features = {step: step_features(capture, run / "trunk", digest, step)[rows] for step in steps}
+        return {"heads": grid, "unified": {step: output(of).sigmoid() for step, of in features.items()}}
+
+
+def train_plan(
+    capture: CaptureReader, plan: Sequence[Draw], output: Path, config: TrainConfig, *, decide: bool
+) -> None:
+    """Train and score what is missing of the plan; `decide`: at all steps that the vote looks at."""
+    stored = range(capture.info.stored_steps)
+    steps = {
+        "trunk": [step for step in stored if step in SHOWN or (decide and step < VOTE.steps)],
+        "scratch": [step for step in stored if step in SCRATCH],
+    }
+    samples = [drawn(capture, draw.videos, draw.seed) for draw in plan]  # what cannot be is told first
+    for number, (draw, of_draw) in enumerate(zip(plan, samples, strict=True)):
+        if all(draw.file(output, kind).is_file() for kind in draw.kinds):
+            continue
+        told = f"{' and '.join(draw.kinds)}, {draw.size} videos a category, draw {draw.seed}"
+        print(f"{number + 1} of {len(plan)}: {told}", flush=True)
+        for kind, scores in train_and_score(
+            Part(capture, of_draw), draw, steps[draw.family], output, config
+        ).items():
+            tensors = {str(step): of_step.contiguous() for step, of_step in scores.items()}
+            write_atomically(draw.file(output, kind), save(tensors))
+
+
+def measured(plan: Sequence[Draw], output: Path) -> dict[Key, dict[int, Scores]]:
+    """The scores that are there of each kind and size, by draw."""
+    found: dict[Key, dict[int, Scores]] = defaultdict(dict)
+    for draw in plan:
+        for kind in draw.kinds:
+            if (path := draw.file(output, kind)).is_file():
+                scores = {int(step): of_step for step, of_step in load_file(path).items()}
+                found[kind, draw.size][draw.seed] = dict(sorted(scores.items()))
+    return dict(found)
+
+
+def check_settings(output: Path, settings: dict[str, object]) -> None:
+    """Scores of other settings must not be taken for these.
+
+    Raises:
+        LvdError: what is in the output was made of another capture, other labels or another recipe.
+    """
+    path = output / "settings.json"
+    if path.is_file() and read_json(path, "") != settings:
+        raise LvdError(f"{path} has other settings than these: give another --output")
+    write_json(path, settings)
+
+
+def main() -> None:
+    args = arguments()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    capture = CaptureReader(args.capture)
+    if args.on == "val":
+        capture = halved_val(capture)
+    config = configured(args.settings)
+    args.output.mkdir(parents=True, exist_ok=True)
+    labels = json_sha256([[s.sample_id, s.split, str(s.categories)] for s in capture.samples])
+    recipe = {name: asdict(getattr(config, name)) for name in ("encoder", "trunk", "detector")}
+    check_settings(
+        args.output,
+        {"capture": capture.latents_digest, "labels": labels, "precision": config.precision, **recipe},
+    )
+
+    sizes = [None if size == "all" else int(size) for size in args.videos]
+    plan = [Draw("trunk", size, seed) for seed in range(args.draws) for size in sizes]
+    plan += [Draw("scratch", size, seed) for seed in range(args.scratch_draws) for size in sizes]
+    train_plan(capture, plan, args.output, config, decide=not args.undecided)
+
+    test, scores = test_samples(capture), measured(plan, args.output)
+    kinds = dict.fromkeys(kind for draw in plan for kind in draw.kinds)
+    keys = [(kind, size) for kind in kinds for size in args.videos if (kind, size) in scores]
+    rows = {key: (len(scores[key]), estimates(list(scores[key].values()), test)) for key in keys}
+    train = [s for s in capture.samples if s.split == "train" and s.is_labelled]
+    of_category = {name: sum(s.has(name) for s in train) for name in capture.info.category_names}
+    about = {
+        "test_samples": len(test.samples),
+        "test_unsafe": int(test.label.sum()),
+        "test_prompts": len(set(test.prompts.tolist())),
+        "all_videos": of_category,
+    }
+    write_numbers(args.output, rows, about)
+    all_videos = sum(of_category.values()) / len(of_category)
+    (args.output / "figure.svg").write_text(figure(panels(rows, all_videos), "labelled videos a category"))
+
+    for name, value in about.items():
+        print(f"{name}: {value}")
+    print_tables(rows)
+    if args.against is not None:
+        print(f"\nless {args.against}, of the same draws:")
+        print_tables(differences(scores, measured(plan, args.against), test))
+
+
+def arguments() -> argparse.Namespace:
+    parser = command.parser(__doc__)
+    parser.add_argument("capture", type=Path)
+    parser.add_argument("settings", nargs="*", help="of train.py, in place of its defaults")
+    parser.add_argument("--output", type=Path, default=Path("runs/learning_curves"))
+    parser.add_argument("--videos", nargs="+", default=["5", "10", "20", "40", "80", "all"])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--scratch-draws", type=int, default=2)
+    parser.add_argument(
+        "--undecided", action="store_true", help="only the table's steps, no accuracy: faster"
+    )
+    parser.add_argument("--on", choices=("test", "val"), default="test")
+    parser.add_argument("--against", type=Path, help="another output, of another recipe")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
