@@ -332,9 +332,11 @@ def stub_guard(pipe: StubPipeline, flagged: Any, info: dict[str, Any] | None = N
     return Guard(Bundle(made_for, "d" * 64, Scripted(flagged)), **options)  # type: ignore[arg-type]
 
 
-def untrained_run(run: Path, kind: Callable[[str, int], str], steps: int = 4) -> Path:
-    """A run on the tiny pipeline's latents whose cells are heads or networks, as `kind` says."""
-    encoder = EncoderConfig((4, 8, 8, 8), width=16, layers=1, heads=2, patch=2, tubelet=2)
+def untrained_run(
+    run: Path, kind: Callable[[str, int], str], steps: int = 4, shape: tuple[int, ...] = (4, 8, 8, 8)
+) -> Path:
+    """A run on latents of the tiny pipeline's shape whose cells are heads or networks, as `kind` says."""
+    encoder = EncoderConfig(shape, width=16, layers=1, heads=2, patch=2, tubelet=2)
     torch.manual_seed(0)
     if any(kind(name, step) == "head" for name in NAMES for step in range(steps)):
         trunk = Trunk(encoder, steps, len(NAMES))

@@ -1,10 +1,10 @@
 """Watch the guard at work: `python -m lvd.demo.guarded`.
 
-Prompts that the detectors never saw (the capture's test split) are sampled with new seeds, one by one, with
-the guard and without it. What the unguarded video shows, the recogniser says: videos that are unclear to it
-count neither as safe nor as unsafe. A line for each says what was decided, when, and what it saved. The end
-says how often the guard was right, and whether the videos that it let through are bit for bit the unguarded
-ones.
+Prompts that the detectors never saw (the capture's test split) are sampled with the capture's scheduler and
+new seeds, one by one, with the guard and without it. What the unguarded video shows, the recogniser says:
+videos that are unclear to it count neither as safe nor as unsafe. A line for each says what was decided,
+when, and what it saved. The end says how often the guard was right, and whether the videos that it let
+through are bit for bit the unguarded ones.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from torch import Tensor
@@ -211,7 +212,9 @@ def run(
     log.unlink(missing_ok=True)
     guard = Guard.from_pretrained(bundle, digest=digest, audit=AuditLog(log))
     samples = fresh_prompts(read_samples(capture), videos)
+    origin = guard.bundle.info.origin
     pipe, recogniser = load_pipeline(generator), load_recogniser()
+    pipe.scheduler = getattr(diffusers, origin.scheduler).from_config(origin.scheduler_config)
     print(HEADING, flush=True)
     shown = []
     for number, sample in enumerate(samples):

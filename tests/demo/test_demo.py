@@ -1,6 +1,7 @@
 """The shipped generator draws what it is asked to, and the demo's labels are what was drawn."""
 
 import csv
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import LCMScheduler
 
-from conftest import capture_info, make_samples
+from conftest import bundle_info, capture_info, make_samples, untrained_run
 from lvd.demo import draw, guarded, label, measure
 from lvd.demo.draw import GENERATOR
 from lvd.demo.recogniser import RECOGNISER, Recogniser, Verdict, load_recogniser
@@ -19,6 +21,7 @@ from lvd.demo.sheet import CELL, GAP, blurred
 from lvd.errors import LvdError
 from lvd.guard import Decision
 from lvd.guard.decision import Outcome
+from lvd.guard.export import export_bundle
 
 PROMPTS = GENERATOR.with_name("prompts.csv")
 FEW_STEPS = 2
@@ -235,3 +238,17 @@ def test_the_guards_demo_says_no_error_with_its_bound(capsys: pytest.CaptureFixt
     assert "safe videos blocked: 0 of 12: at most 22.1% (one-sided, 95% confidence)" in text
     again = guarded.summary([shown(subject, "safe") for subject in ["gore", "lamp"] * 12])  # one prompt each
     assert again["blocked_in_words"] == "0 of 12 (of 1 prompt): at most 95.0% (one-sided, 95% confidence)"
+
+
+def test_the_guard_is_shown_with_the_scheduler_of_the_capture(capture: Path, tmp_path: Path) -> None:
+    pipe = draw.load_pipeline(draw.GENERATOR)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    shape, call = (16, 8, 8, 8), {"num_frames": 8, "height": 64, "width": 64}
+    info = bundle_info(pipe, steps=2, eta=1, guidance=1.0, call=call, latent_shape=shape)
+    run = untrained_run(tmp_path / "run", lambda *_: "head", steps=1, shape=shape)
+    export_bundle(tmp_path / "bundle", run, info)
+    output = tmp_path / "guarded"
+    guarded.run(tmp_path / "bundle", None, capture, draw.GENERATOR, output, 2, 0, False)
+    shown = json.loads((output / "guarded.json").read_text())
+    assert [one["outcome"] in ("safe", "unsafe") for one in shown["records"]] == [True, True]
+    assert shown["released_identical"] == shown["released"]
