@@ -44,11 +44,6 @@ class Tracker:
     def url(self) -> str | None:
         return self.wandb.url if self.wandb is not None else None
 
-    def summarise(self, metrics: Mapping[str, float]) -> None:
-        """The metrics of the selected epoch, where wandb shows a run's best."""
-        if self.wandb is not None:
-            self.wandb.summary.update({f"best/{key}": value for key, value in metrics.items()})
-
 
 @contextmanager
 def tracker(

@@ -25,10 +25,6 @@ from lvd.errors import LvdError
 _EXCEPTIONS = {"flag": "released and marked for review", "allow": "not looked at"}
 
 _FAR = 1e9  # beyond any margin
-# Of every guarantee: an epoch that is selected by its val AUROC leaves val scores a little too good.
-_SELECTED = (
-    " It takes val samples, by which epochs were selected, for like new ones; the test split checks that."
-)
 _LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sample
 FADING = 0.8  # chosen on the demo's val samples: docs/rules.md
 
@@ -203,12 +199,12 @@ class Sequential:
             return (
                 f"A safe video is blocked with probability at most {self.alpha:g}, as long as it is "
                 f"exchangeable with those of {whose}: of the same kinds of prompts, from the same generator. "
-                "The probability is over the draw of those prompts, too (marginal)." + _SELECTED
+                "The probability is over the draw of those prompts, too (marginal)."
             )
         return (
             f"With 95% confidence over the draw of {whose}, at most a share {self.alpha:g} of safe prompts "
             "like them, on the same generator, has a video that is blocked, of as many videos a prompt as in "
-            "the calibration." + _SELECTED
+            "the calibration."
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lvd.capture.frames import decoding_device, step_frames
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, channel_statistics
 from lvd.detect.files import load_trunk, save_detector, trunk_digest
-from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_best
+from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_module
 from lvd.detect.module import DetectorModule
 from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector
 from lvd.detect.pretrained import Pretrained
@@ -32,7 +32,7 @@ def train_detector(
     recipe: DetectorRecipe,
     setup: Setup,
 ) -> TrainingResult:
-    """Train one cell on the train split, keep the best of five validations by AUROC, save it to `directory`.
+    """Train one cell on the train split, save it to `directory`.
 
     Raises:
         LvdError: the category has no positives in train or val, what it is to start from is not there, or
@@ -79,11 +79,11 @@ def train_detector(
     data = CellData(
         read, train, val, batch_size=fit.batch_size, workers=setup.machine.workers, seed=setup.seed
     )
-    best = fit_best(module, data, fit, setup)
+    validations = fit_module(module, data, fit, setup)
     save_detector(directory / "detector", detector, {"category": category, "step": step}, digest)
     return TrainingResult(
-        metrics=best.metrics,
-        curves=best.curves,
+        metrics=validations.metrics,
+        curves=validations.curves,
         sizes={
             "train": len(train[0]),
             "train_unsafe": positives,

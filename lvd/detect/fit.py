@@ -1,5 +1,10 @@
-"""Fit a trunk or a detector with Lightning, and keep the best weights by validation, in memory."""
+"""Fit a trunk or a detector with Lightning: the weights of the last epoch count, val only watches.
 
+Rules are calibrated on val, and a guarantee holds where nothing was selected on it. The learning rate ends at
+0, so that the last epoch is about the best: docs/architecture.md.
+"""
+
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +15,6 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
 
 from lvd.detect.recipe import EncoderSize, Fit, Machine
 from lvd.errors import LvdError
@@ -30,7 +34,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training job measured; `metrics` are of the selected checkpoint, on val."""
+    """What a training job measured; `metrics` are of the weights it leaves, on val."""
 
     metrics: dict[str, float]
     curves: dict[str, list[float]]  # of every validation: epoch (from 1), loss, auroc
@@ -38,58 +42,42 @@ class TrainingResult:
     started_from: str  # trunk, scratch or pretrained
 
 
-class Best(Callback):
-    """Keeps the weights of the best validation in memory: by AUROC, then by loss.
+class Validations(Callback):
+    """What each validation measured: `metrics` of the last one, `curves` of all."""
 
-    `metrics` are that validation's, `curves` hold every validation's. Stops the fit after `patience`
-    validations in a row that were no better.
-    """
-
-    def __init__(self, patience: int | None) -> None:
-        self._patience = patience
-        self._worse = 0
-        self._rank = (-1.0, 0.0)
-        self._weights: dict[str, Tensor] = {}
+    def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
         self.curves: dict[str, list[float]] = {"epoch": [], "loss": [], "auroc": []}
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        metrics = {
+    def on_validation_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self.metrics = {
             name.removeprefix("val/"): value.item()
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val/")
         }
         for name, curve in self.curves.items():
-            curve.append(trainer.current_epoch + 1 if name == "epoch" else metrics[name])
-        rank = (metrics["auroc"], -metrics["loss"])
-        if rank > self._rank:
-            self._rank, self.metrics, self._worse = rank, metrics, 0
-            self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-            return
-        self._worse += 1
-        trainer.should_stop = self._worse == self._patience
-
-    def restore(self, module: LightningModule) -> None:
-        if not self._weights:
-            raise LvdError("no epoch has a val AUROC: the training diverged, lower the learning rate")
-        module.load_state_dict(self._weights)
+            curve.append(trainer.current_epoch + 1 if name == "epoch" else self.metrics[name])
 
 
-def fit_best(
+def fit_module(
     module: LightningModule,
     data: LightningDataModule,
     fit: Fit,
     setup: Setup,
     callbacks: Sequence[Callback] = (),
-) -> Best:
-    """Train, put the best weights by val AUROC back into `module`, and return what is known of them."""
-    best = Best(fit.patience)
+) -> Validations:
+    """Train for all epochs, and return what val said of them.
+
+    Raises:
+        LvdError: the training diverged.
+    """
+    validations = Validations()
     trainer = _trainer(
         setup.machine,
         max_epochs=fit.epochs,
         check_val_every_n_epoch=_validation_interval(fit.epochs),
         logger=setup.logger if setup.logger is not None else False,
-        callbacks=[best, *callbacks],
+        callbacks=[validations, *callbacks],
         num_sanity_val_steps=0,
         log_every_n_steps=50,
     )
@@ -101,8 +89,9 @@ def fit_best(
             raise
         signal.signal(signal.SIGINT, on_interrupt)
         raise exit.__context__ from None
-    best.restore(module)
-    return best
+    if not math.isfinite(validations.metrics["loss"]):
+        raise LvdError("the val loss is no number: the training diverged, lower the learning rate")
+    return validations
 
 
 def _trainer(machine: Machine, **options: Any) -> Trainer:

@@ -37,7 +37,6 @@ class Fit:
     weight_decay: float
     shift: int = 0  # augmentation: random shifts of up to so many latent pixels, and time reversal
     optimizer: str = "adamw"  # or adam, sgd
-    patience: int | None = None  # stop after so many validations without a better AUROC; null: never early
     schedule: str = "one_cycle"  # of the learning rate: it rises and falls; linear: it falls to 0
 
     def __post_init__(self) -> None:
@@ -48,7 +47,6 @@ class Fit:
         require(self.shift >= 0, f"shift={self.shift} must not be negative")
         require_one_of("optimizer", self.optimizer, ("adamw", "adam", "sgd"))
         require_one_of("schedule", self.schedule, ("one_cycle", "linear"))
-        require(self.patience is None or self.patience >= 1, f"patience={self.patience} must be at least 1")
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvd.detect.data import TrunkData, channel_statistics, label_matrix
 from lvd.detect.files import save_trunk
-from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_best
+from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_module
 from lvd.detect.module import TrunkModule
 from lvd.detect.network import EncoderConfig, Trunk
 from lvd.detect.recipe import TrunkRecipe
@@ -20,7 +20,7 @@ from lvd.detect.rows import cell_rows, labelled_rows
 from lvd.latents.reader import CaptureReader
 from lvd.progress import Advance, progress
 
-_VAL_STEPS = 8  # spread over all steps: enough to select a checkpoint by
+_VAL_STEPS = 8  # spread over all steps: enough to see how far it is
 
 
 def train_trunk(
@@ -29,7 +29,7 @@ def train_trunk(
     recipe: TrunkRecipe,
     setup: Setup,
 ) -> TrainingResult:
-    """Train the run's trunk on the train split, keep the best by mean val AUROC, save it to `directory`.
+    """Train the run's trunk on the train split and save it to `directory`.
 
     Raises:
         LvdError: a category has no positives, or there are no safe samples, in train or val.
@@ -64,11 +64,11 @@ def train_trunk(
         seed=setup.seed,
     )
     with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
-        best = fit_best(module, data, recipe.fit, setup, [_ShowProgress(advance)])
+        validations = fit_module(module, data, recipe.fit, setup, [_ShowProgress(advance)])
     save_trunk(directory, trunk, names)
     return TrainingResult(
-        metrics=best.metrics,
-        curves=best.curves,
+        metrics=validations.metrics,
+        curves=validations.curves,
         sizes={"train": len(train_rows), "parameters": count_parameters(trunk)},
         started_from="scratch",
     )

@@ -215,7 +215,6 @@ def _run(
             fields["wandb_url"] = tracked.url
             write_trained_on(job.run, job.capture, identity.data)
             outcome = train(tracked.logger)
-            tracked.summarise(outcome.metrics)
         result = Result(
             status="done",
             seconds=time.monotonic() - started,

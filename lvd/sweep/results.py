@@ -21,7 +21,7 @@ class Result:
     config_digest: str
     settings: dict[str, Any]  # what a person chose and the outcome depends on, by its override's name
     seconds: float
-    metrics: dict[str, float] = field(default_factory=dict)  # of the selected validation
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
     curves: dict[str, list[float]] = field(default_factory=dict)  # of all: epoch, loss, auroc
     sizes: dict[str, int] = field(default_factory=dict)
     started_from: str | None = None  # trunk, scratch or pretrained

@@ -41,8 +41,9 @@ def cell_job_digest(data: Sequence[str], trunk: str | None, settings: Mapping[st
 
 
 def _digested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the schedule that was the only one, so that jobs of before there was a choice stay done."""
-    return {
+    """As earlier versions wrote them, so that their jobs stay done: without a schedule, and with a patience."""
+    without_patience = {f"{key.removesuffix('epochs')}patience": None for key in settings if ".epochs" in key}
+    return without_patience | {
         key: value
         for key, value in settings.items()
         if not (key.endswith(".schedule") and value == "one_cycle")

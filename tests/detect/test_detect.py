@@ -463,6 +463,18 @@ def test_ctrl_c_is_an_interrupt_and_the_next_one_too(
             fit(capture, trained_run, tmp_path, "trunk")
 
 
+def test_a_training_that_diverged_is_told_and_leaves_no_weights(
+    capture: Path, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_number(module: DetectorModule, *_: object) -> torch.Tensor:
+        return sum(weight.sum() for weight in module.parameters()) * torch.tensor(torch.nan)
+
+    monkeypatch.setattr(DetectorModule, "training_step", no_number)
+    with pytest.raises(LvdError, match="diverged, lower the learning rate"):
+        fit(capture, trained_run, tmp_path, "trunk")
+    assert not (tmp_path / "detector").exists()
+
+
 def weights(directory: Path) -> bytes:
     return (directory / "detector" / "model.safetensors").read_bytes()
 
@@ -487,7 +499,7 @@ def test_a_detector_learns_and_is_the_same_every_time(
 def test_reported_metrics_are_those_of_the_saved_detector(capture: Path, tmp_path: Path) -> None:
     reader = CaptureReader(capture)
     labels = [s.categories for s in reader.samples]
-    random.Random(0).shuffle(labels)  # nothing to learn: the last epoch is not the best
+    random.Random(0).shuffle(labels)  # nothing to learn: no two epochs are alike
     reader.samples = [replace(s, categories=c) for s, c in zip(reader.samples, labels, strict=True)]
     recipe = DetectorRecipe(init="scratch", negatives="all", head=HEAD, network=NETWORK)
     outcome = train_detector(reader, tmp_path, tmp_path, "alpha", 1, recipe, Setup(SIZE, CPU, seed=0))

@@ -465,5 +465,5 @@ def test_every_job_has_one_finished_wandb_run_of_its_own(train: Shell, captured:
             for item in record.summary.update
         }
         if not failed:
-            assert summary["best/auroc"] == pytest.approx(result["metrics"]["auroc"])
+            assert summary["val/auroc"] == pytest.approx(result["metrics"]["auroc"])
     assert len(run_ids) == 4

@@ -288,7 +288,7 @@ def test_20_jobs_in_one_process_are_20_wandb_runs(
         inspected = json.loads(capfd.readouterr().out)
         ids.add(run.name.rpartition("-")[2])
         summary = inspected.get("summary", inspected)
-        assert summary["best/auroc"] == pytest.approx(result["metrics"]["auroc"])
+        assert summary["val/auroc"] == pytest.approx(result["metrics"]["auroc"])
         assert f"tiny/{place}" in str([r.run.display_name for r in records])
     assert len(ids) == 20
     assert wandb.run is None
@@ -435,7 +435,6 @@ def test_an_experiment_of_ones_own_takes_ready_values(train: Shell) -> None:
     [
         ("devices=2", "running the whole command again"),
         ("detector.head.optimizer=lion", "adamw, adam, sgd"),
-        ("detector.head.patience=0", "at least 1"),
         ("hydra/launcher=cloud", "Available options in 'hydra/launcher': basic, joblib, ray"),
         ("encoder=huge", "Could not find 'encoder/huge'. Available options in 'encoder': base, small, tiny"),
         ("encoder=smal", "did you mean encoder=small?"),
@@ -463,7 +462,7 @@ def test_an_override_that_cannot_be_is_refused(
     assert (ran.err.count("\n"), train.run_dir.exists()) == (1, False)
 
 
-def test_optimiser_patience_and_cache_are_read(capture: Path, tmp_path: Path) -> None:
+def test_optimiser_and_cache_are_read(capture: Path, tmp_path: Path) -> None:
     setup = Setup(EncoderSize(width=16, layers=1, heads=2), Machine(accelerator="cpu"), seed=0)
 
     def curves(cache: bool = False, **changes: Any) -> dict[str, list[float]]:
@@ -477,8 +476,6 @@ def test_optimiser_patience_and_cache_are_read(capture: Path, tmp_path: Path) ->
     assert len(plain["epoch"]) == 5
     assert curves(cache=True) == plain
     assert curves(optimizer="sgd")["loss"] != plain["loss"]
-    stopped = curves(patience=1, learning_rate=1e-9)
-    assert stopped["epoch"] == [4.0, 8.0]  # the second validation is no better than the first
 
 
 def test_completion_in_the_shell(train: Shell) -> None:
