@@ -19,8 +19,8 @@ define trained
 endef
 
 demo: .venv/installed
-	$(call trained,demo,limit=548)
-	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6 decision=sequential alpha=0.05
+	$(call trained,demo,limit=620)
+	$(BIN)/python evaluate.py name=demo eta=20 lam=0.6 decision=sequential alpha=0.05 guarantee=confidence
 	$(BIN)/python -m lvd.demo.prompt_filter
 	$(BIN)/python -m lvd.demo.guarded --videos 24
 
