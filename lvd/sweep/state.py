@@ -41,7 +41,7 @@ def cell_job_digest(data: Sequence[str], trunk: str | None, settings: Mapping[st
 
 
 def _digested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As earlier versions wrote them, so that their jobs stay done: without a schedule, and with a patience."""
+    """As earlier versions wrote them, so that their jobs stay done: no schedule, and a patience."""
     without_patience = {f"{key.removesuffix('epochs')}patience": None for key in settings if ".epochs" in key}
     return without_patience | {
         key: value
