@@ -37,7 +37,8 @@ def capture(cfg: DictConfig) -> None:
             if prompts is not None:
                 names, each = config.pipeline.category_names, config.videos_per_prompt
                 samples = read_prompts(prompts, names, config.seed, config.safe_prompts_file(), each)
-                record(config.pipeline, samples, directory, config, folder=prompts.folder)
+                folder = prompts.folder
+                record(config.pipeline, samples, directory, config, folder=folder, clips=config.clips)
             if config.labels is not None:
                 found = label(directory, Path(config.labels), config.seed, config.unnamed, config.agreement)
                 print_labelling(Path(config.labels), found)

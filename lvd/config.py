@@ -19,6 +19,7 @@ from lvd.errors import require, require_one_of
 from lvd.tracking import LoggerConfig
 
 if TYPE_CHECKING:  # torch and lightning are not paid for by --help
+    from lvd.capture.clips import ClipReading
     from lvd.capture.prompts import PromptsFile
     from lvd.uvd.importer import Videos
 
@@ -27,12 +28,13 @@ if TYPE_CHECKING:  # torch and lightning are not paid for by --help
 class CaptureInputs:
     """What capture.py makes a capture of, or does with one that is there."""
 
-    source: str = "pipeline"  # conf/source/: a pipeline that is run, or uvd: files of the paper's code
+    source: str = "pipeline"  # conf/source/: a pipeline, clips in its place, or uvd: the paper's files
     pipeline: Source
     name: str = "demo"
     prompts: str | None = None  # .txt, .csv, .jsonl, .json or .parquet, or a folder of such files
     columns: Columns  # of prompts
     categories_map: Any = None  # {their name: a category}, of prompts; a dict has no new keys in a schema
+    clip_seconds: float | None = None  # source=clips: take so much of the middle of a clip; null: all
     limit: int | None = None  # take only the first so many prompts
     safe_prompts: str | None = None  # a second such file: every prompt in it is safe
     safe_columns: Columns
@@ -82,7 +84,7 @@ class CaptureConfig(Recording, CaptureInputs):  # --help lists the fields of the
             require(value is None or value >= 1, f"{key}={value} must be at least 1")
         for key in ("unnamed", "agreement"):
             require(
-                getattr(self, key) is None or (self.labels is not None and self.source == "pipeline"),
+                getattr(self, key) is None or (self.labels is not None and self.source != "uvd"),
                 f"{key}= goes with labels=FILE.csv of an existing capture",
             )
         if self.unnamed is not None:
@@ -91,7 +93,11 @@ class CaptureConfig(Recording, CaptureInputs):  # --help lists the fields of the
             self.agreement is None or 0.5 < self.agreement <= 1,
             f"agreement={self.agreement} must be greater than 0.5 and at most 1",
         )
-        require_one_of("source", self.source, ("pipeline", "uvd"))
+        require_one_of("source", self.source, ("pipeline", "clips", "uvd"))
+        require(
+            self.clip_seconds is None or (self.clip_seconds > 0 and self.source == "clips"),
+            f"clip_seconds={self.clip_seconds} must be greater than 0, and goes with source=clips",
+        )
         if self.source == "uvd":
             self._check_uvd()
         else:
@@ -154,6 +160,13 @@ class CaptureConfig(Recording, CaptureInputs):  # --help lists the fields of the
     @property
     def suggestions_file(self) -> Path | None:
         return _path(self.suggestions)
+
+    @property
+    def clips(self) -> "ClipReading | None":
+        """How the clips are read that stand in place of sampling."""
+        from lvd.capture.clips import ClipReading
+
+        return ClipReading(self.clip_seconds) if self.source == "clips" else None
 
     @property
     def held_out(self) -> Path | None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lvd.capture.decode import decode_frames, frames_at_once, load_vae
+from lvd.capture.resize import fitted, spread
 from lvd.files import atomic_file
 from lvd.latents import disk, lock
 from lvd.latents.frames import FrameShape, StepFrames, frames_path, open_frames, write_record
@@ -45,9 +45,9 @@ def decode_clips(vae: Any, x0_BCFHW: Tensor, shape: FrameShape) -> Tensor:
     frame is resized by its shorter side (bilinear, antialiased) and cropped in the middle, as VideoMAE's own
     preprocessing does.
     """
-    x0 = x0_BCFHW.float()[:, :, _spread(x0_BCFHW.shape[2], shape.count)]
+    x0 = x0_BCFHW.float()[:, :, spread(x0_BCFHW.shape[2], shape.count)]
     frames = [
-        _fitted(decode_frames(vae, part), shape)
+        _as_bytes(fitted(decode_frames(vae, part), shape.height, shape.width))
         for part in x0.transpose(1, 2).flatten(0, 1).split(frames_at_once(vae, x0))
     ]
     clips_BFCHW: Tensor = torch.cat(frames).unflatten(0, (len(x0), shape.count))
@@ -79,20 +79,5 @@ def _make(capture: CaptureReader, step: int, shape: FrameShape, path: Path, devi
     write_record(capture, path)
 
 
-def _spread(frames: int, count: int) -> list[int]:
-    """`count` of a video's frames, evenly from the first to the last."""
-    places: list[int] = np.linspace(0, frames - 1, count).round().astype(int).tolist()
-    return places
-
-
-def _fitted(images_NCHW: Tensor, shape: FrameShape) -> Tensor:
-    """Images in [0, 1], resized and cropped, as uint8."""
-    height, width = images_NCHW.shape[2:]
-    if shape.height * width >= shape.width * height:
-        size = (shape.height, width * shape.height // height)
-    else:
-        size = (height * shape.width // width, shape.width)
-    resized = F.interpolate(images_NCHW, size, mode="bilinear", antialias=True)
-    top, left = (size[0] - shape.height) // 2, (size[1] - shape.width) // 2
-    cropped = resized[:, :, top : top + shape.height, left : left + shape.width]
-    return (cropped.clamp(0, 1) * 255).round().byte()
+def _as_bytes(images: Tensor) -> Tensor:
+    return (images.clamp(0, 1) * 255).round().byte()

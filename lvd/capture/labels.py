@@ -276,13 +276,20 @@ def parse_label(text: str, names: Sequence[str], where: str) -> Categories:
 def with_splits(
     samples: Sequence[Sample], seed: int, held_out: Collection[int] | None = None
 ) -> list[Sample]:
-    """The samples with their splits; `held_out` are rows, as `assign_splits` has them."""
+    """The samples with their splits; `held_out` are rows, as `assign_splits` has them.
+
+    Real clips beside generated videos are all of the train split: what is calibrated and measured is of the
+    generator.
+    """
+    videos = [row for row, sample in enumerate(samples) if sample.video]
+    clips = videos if len(videos) < len(samples) else []
     splits = assign_splits(
         [sample.prompt or sample.prompt_id for sample in samples],  # those without a prompt are not alike
         [sample.prompt_id for sample in samples],
         [sample.categories for sample in samples],
         seed,
         held_out,
+        clips,
     )
     return [replace(sample, split=split) for sample, split in zip(samples, splits, strict=True)]
 

@@ -24,7 +24,7 @@ INPUT_COLUMNS = ("image", "video")  # follow, where samples have them
 # The fields of capture.json that came later: the last ones, in its order, and missing in older files.
 _ADDED = (
     *("recorded_steps", "x0_from", "imported", "parts", "layout_given", "step_caches", "weights"),
-    "noise_levels",
+    *("noise_levels", "clips"),
 )
 
 
@@ -56,7 +56,7 @@ class Sample:
     categories: Categories
     split: str
     image: str = ""  # what it was made from beside the prompt: files, named from the prompts file's place
-    video: str = ""
+    video: str = ""  # in a capture with `clips`: the clip itself
 
     @property
     def is_labelled(self) -> bool:
@@ -94,6 +94,7 @@ class CaptureInfo:
     recorded_steps: int | None = None  # only the first so many steps are stored; None: all of them
     imported: dict[str, int] = field(default_factory=dict)  # files it was imported from, and their bytes
     parts: dict[str, Any] = field(default_factory=dict)  # what was loaded into it or switched on besides
+    clips: dict[str, Any] = field(default_factory=dict)  # how real clips among the samples were read
 
     @property
     def stored_steps(self) -> int:

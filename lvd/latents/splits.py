@@ -53,6 +53,7 @@ def assign_splits(
     categories: Sequence[Categories],
     seed: int,
     held_out: Collection[int] | None = None,
+    learned: Collection[int] = (),
 ) -> list[str]:
     """The split of every sample, balanced over the sets of categories, the safe and the unlabelled ones.
 
@@ -61,20 +62,25 @@ def assign_splits(
     categories, and of all samples.
 
     `held_out` are the unsafe samples that somebody has chosen for the test split already. Their groups are
-    test, other unsafe ones are not, and safe and unlabelled ones are dealt as ever.
+    test, other unsafe ones are not, and safe and unlabelled ones are dealt as ever. `learned` are samples
+    that nothing may be measured on: their groups are train.
     """
     group_of = prompt_groups(prompts, prompt_ids)
     members: dict[int, list[int]] = defaultdict(list)
     for sample, group in enumerate(group_of):
         members[group].append(sample)
     test = {group_of[sample] for sample in held_out or ()}
+    fixed = {
+        **dict.fromkeys((group_of[sample] for sample in learned), "train"),
+        **dict.fromkeys(test, "test"),
+    }
 
     strata: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for group, samples in members.items():
-        if group not in test:
+        if group not in fixed:
             strata[_stratum([categories[sample] for sample in samples])].append(group)
 
-    split_of_group = dict.fromkeys(test, "test")
+    split_of_group = dict(fixed)
     rng = random.Random(seed)
     if held_out is None:
         split_of_group |= _deal(strata, members, FRACTIONS, rng)

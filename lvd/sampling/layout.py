@@ -53,3 +53,18 @@ def to_BCFHW(x: "Tensor", layout: Layout, size: LatentSize | None = None) -> "Te
         )
     unpacked: Tensor = x.transpose(1, 2).unflatten(2, size)
     return unpacked
+
+
+def from_BCFHW(x_BCFHW: "Tensor", layout: Layout) -> "Tensor":  # noqa: N802
+    """A latent `[B, C, F, H, W]` as a sampler with this layout steps it; `to_BCFHW` takes it back."""
+    if layout == "BFCHW":
+        return x_BCFHW.transpose(1, 2)
+    if layout == "BFHWC":
+        return x_BCFHW.movedim(1, -1)
+    if layout == "(BF)CHW":
+        frames: Tensor = x_BCFHW.transpose(1, 2).flatten(0, 1)
+        return frames
+    if layout == "B(FHW)C":
+        tokens: Tensor = x_BCFHW.flatten(2).transpose(1, 2)
+        return tokens
+    return x_BCFHW

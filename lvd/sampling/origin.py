@@ -16,10 +16,9 @@ from lvd.sampling.fingerprint import BLOCKS, Pipeline, fingerprint, plain_config
 if TYPE_CHECKING:  # it imports torch, and commands read capture.json without
     from lvd.sampling.noise import Scheduler
 
-X_T, X_PREV = (
-    "x_t",
-    "x_t-1",
-)  # a step's latent; the one after it gives a wrong x0: lvd/uvd/repair.py
+X_T = "x_t"  # a step's latent, as it was sampled
+X_PREV = "x_t-1"  # the one after it, which gives a wrong x0: lvd/uvd/repair.py
+NOISED_CLIP = "noised clip"  # x_t of a real clip under noise: lvd/sampling/noised.py
 
 # What a caller may choose at every request; any other argument must be as it was in the capture.
 FREE_ARGUMENTS = (

@@ -13,8 +13,9 @@ from lvd.errors import LvdError
 from lvd.files import has_fields, read_json, write_json
 from lvd.latents.format import CaptureInfo, Sample, read_info, read_samples
 from lvd.latents.splits import prompt_keys
+from lvd.sampling.origin import NOISED_CLIP, X_T
 
-_NO_ORIGIN = {"format_version", "versions", "recorded_steps", "imported"}
+_NO_ORIGIN = {"format_version", "versions", "recorded_steps", "imported", "clips"}
 _LATER: dict[str, Any] = {"layout_given": False, "step_caches": {}, "weights": {}}
 
 
@@ -42,6 +43,9 @@ class TrainedOn:
         differ = {key for key in here | there if _field(here, key) != _field(there, key)}
         if not (here.get("weights") and there.get("weights")):  # not known of one of them
             differ.discard("weights")
+        # What is learned from clips is meant for what is sampled.
+        if (there["x0_from"], here["x0_from"]) == (NOISED_CLIP, X_T):
+            differ.discard("x0_from")
         return sorted(differ - {"noise_levels"})  # they follow from the others
 
 

@@ -1,0 +1,169 @@
+"""Real clips in place of what a pipeline samples: read, encoded by its VAE, noised to each step's level."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvd.capture.encode import encode_clip
+from lvd.capture.resize import fitted, spread
+from lvd.capture.source import Source
+from lvd.errors import LvdError
+from lvd.latents.format import Sample
+from lvd.sampling.call import inputs_of, takes
+from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.noised import Start, find_start, noised_steps
+from lvd.sampling.pipelines import latent_size, layout_of
+
+
+@dataclass(frozen=True)
+class ClipReading:
+    """How clips are read: of `seconds` in their middle, or whole."""
+
+    seconds: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What capture.json says of it."""
+        return {"seconds": self.seconds}
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """What the generator makes of a video, in pixels and frames."""
+
+    frames: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, pipe: Pipeline, call: dict[str, Any]) -> "ClipSize":
+        """What a pipeline makes in a call.
+
+        Raises:
+            LvdError: neither the call nor the pipeline says it.
+        """
+        given = {**inputs_of(pipe), **call}
+        sizes = [given.get(name) for name in ("num_frames", "height", "width")]
+        if not all(type(size) is int for size in sizes):
+            raise LvdError(
+                "clips are made as large as the generator's videos: "
+                "give num_frames, height and width in pipeline.call"
+            )
+        return cls(*sizes)
+
+
+@dataclass(frozen=True)
+class NoisedClips:
+    """A batch of clips on its way into a sampling."""
+
+    frames_BFHWC: Any  # what people see of them, in [0, 1]
+    latents: Tensor  # the argument of the pipeline's call
+    steps: AbstractContextManager[None]  # open during the call
+
+
+class ClipSource:
+    """Makes a pipeline's sampling begin, at every step, from clips."""
+
+    def __init__(self, pipe: Pipeline, reading: ClipReading, folder: Path, source: Source) -> None:
+        """Clips in `folder`, for a pipeline that was loaded as `source` says.
+
+        Raises:
+            LvdError: the pipeline takes no latents, or it is not known how large its videos are.
+        """
+        if source.offload:
+            raise LvdError("clips are encoded outside of the pipeline's call: set pipeline.offload=false")
+        if not takes(pipe, "latents"):
+            raise LvdError(f"{type(pipe).__name__} takes no latents to begin with: source=clips needs that")
+        self._pipe, self._reading, self._folder = pipe, reading, folder
+        self._layout = layout_of(type(pipe).__name__, source.layout)
+        self._latent_size = latent_size(pipe, self._layout, source.call)
+        self._size = ClipSize.of(pipe, source.call)
+        self._start: Start | None = None
+
+    def noised(self, batch: Sequence[Sample], call: Callable[..., Any]) -> NoisedClips:
+        """The clips of `batch` under noise of the samples' seeds; `call` calls the pipeline for them.
+
+        Raises:
+            LvdError: a clip cannot be read or encoded, or the pipeline does not begin with given latents.
+        """
+        shape = self._size
+        clips = []
+        for sample in batch:
+            path = self._folder / sample.video
+            clips.append(read_clip(path, shape.frames, self._reading.seconds, (shape.height, shape.width)))
+        x0 = torch.cat([encode_clip(self._pipe.vae, clip) for clip in clips])
+        if self._start is None:
+            self._start = find_start(call, self._pipe.scheduler, x0, self._layout, self._latent_size)
+        x0 = x0.to(self._start.device)
+        noise = torch.stack(
+            [torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(s.seed)) for s in batch]
+        ).to(x0.device)
+        return NoisedClips(
+            np.stack([clip.permute(0, 2, 3, 1).numpy() for clip in clips]),
+            self._start.latents(x0, noise, self._layout),
+            noised_steps(self._pipe.scheduler, x0, noise, self._layout),
+        )
+
+
+def check_clip(path: Path) -> None:
+    """Refuse a file that is no video before a pipeline is loaded for it.
+
+    Raises:
+        LvdError: it holds no video.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            videos = len(file.streams.video)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise LvdError(f"{path} is not a video that can be read: {' '.join(str(error).split())}") from None
+    if not videos:
+        raise LvdError(f"{path} holds no video")
+
+
+def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, int]) -> Tensor:
+    """`count` frames `[count, 3, H, W]` of a video file, float32 in [0, 1].
+
+    They are taken evenly from the first to the last, of `seconds` in the middle if it is longer, resized to
+    cover `size` (height, width), and cropped in the middle.
+
+    Raises:
+        LvdError: the file is no video, or is damaged.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            times = sorted(packet.pts for packet in file.demux(video=0) if packet.pts is not None)
+            base = file.streams.video[0].time_base
+        if not times:
+            raise LvdError(f"{path} holds no frames")
+        if seconds is not None and base is not None:
+            middle, half = (times[0] + times[-1]) / 2, seconds / float(base) / 2
+            times = [time for time in times if abs(time - middle) <= half] or times[len(times) // 2 :][:1]
+        chosen = [times[place] for place in spread(len(times), count)]
+        images: dict[int, Tensor] = {}
+        with av.open(str(path)) as file:
+            for frame in file.decode(video=0):
+                if frame.pts in chosen:
+                    picture = torch.from_numpy(_upright(frame)).permute(2, 0, 1)[None].float() / 255
+                    images[frame.pts] = fitted(picture, *size)[0].clamp(0, 1)
+                if frame.pts is not None and frame.pts >= chosen[-1]:
+                    break
+    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+        raise LvdError(f"{path} is not a video that can be read: {' '.join(str(error).split())}") from None
+    missing = len(set(chosen) - images.keys())
+    if missing:
+        raise LvdError(f"{path} is damaged: {missing} of {len(set(chosen))} frames cannot be decoded")
+    return torch.stack([images[time] for time in chosen])
+
+
+def _upright(frame: Any) -> Any:
+    """RGB `[H, W, 3]` as a player shows it: phones write how they were held beside the pictures."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
