@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class ClipSize:
             LvdError: neither the call nor the pipeline says it.
         """
         given = {**inputs_of(pipe), **call}
-        sizes = [given.get(name) for name in ("num_frames", "height", "width")]
+        sizes: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
         if not all(type(size) is int for size in sizes):
             raise LvdError(
                 "clips are made as large as the generator's videos: "
@@ -140,28 +141,29 @@ def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, in
 
     try:
         with av.open(str(path)) as file:
-            times = sorted(packet.pts for packet in file.demux(video=0) if packet.pts is not None)
+            packets = [packet for packet in file.demux(video=0) if packet.size and not packet.is_discard]
+            times = sorted(packet.pts for packet in packets if packet.pts is not None)
             base = file.streams.video[0].time_base
-        if not times:
+        if not packets:
             raise LvdError(f"{path} holds no frames")
-        if seconds is not None and base is not None:
+        first, last = 0, len(packets) - 1
+        if seconds is not None and base is not None and len(times) == len(packets):
             middle, half = (times[0] + times[-1]) / 2, seconds / float(base) / 2
-            times = [time for time in times if abs(time - middle) <= half] or times[len(times) // 2 :][:1]
-        chosen = [times[place] for place in spread(len(times), count)]
+            inside = [place for place, time in enumerate(times) if abs(time - middle) <= half]
+            first, last = (inside[0], inside[-1]) if inside else (last // 2, last // 2)
+        chosen = [first + place for place in spread(last - first + 1, count)]
         images: dict[int, Tensor] = {}
         with av.open(str(path)) as file:
-            for frame in file.decode(video=0):
-                if frame.pts in chosen:
+            for place, frame in enumerate(islice(file.decode(video=0), last + 1)):
+                if place in chosen:
                     picture = torch.from_numpy(_upright(frame)).permute(2, 0, 1)[None].float() / 255
-                    images[frame.pts] = fitted(picture, *size)[0].clamp(0, 1)
-                if frame.pts is not None and frame.pts >= chosen[-1]:
-                    break
+                    images[place] = fitted(picture, *size)[0].clamp(0, 1)
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise LvdError(f"{path} is not a video that can be read: {' '.join(str(error).split())}") from None
     missing = len(set(chosen) - images.keys())
     if missing:
         raise LvdError(f"{path} is damaged: {missing} of {len(set(chosen))} frames cannot be decoded")
-    return torch.stack([images[time] for time in chosen])
+    return torch.stack([images[place] for place in chosen])
 
 
 def _upright(frame: Any) -> Any:
