@@ -4,7 +4,7 @@ Train rows fit weights and normalisation, val rows select; test rows are never r
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,8 @@ class TrunkData(LightningDataModule):
 
     All `batches` are drawn beforehand and dealt to `epochs`. A train batch holds random (sample, step)
     pairs of the train split, half of them safe and half unsafe; the val batches hold every labelled val
-    sample at `val_steps`.
+    sample at `val_steps`. Where several processes fit together, each has its share of a train batch, and all
+    of the val batches. Training that goes on begins with its epoch's batches.
     """
 
     def __init__(
@@ -134,13 +135,20 @@ class TrunkData(LightningDataModule):
             for start in range(0, len(rows["val"]), 256)
         ]
         self._epochs = epochs
+        self._counted = count()
         self._workers = workers
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(_Batches(self._batches, self._epochs))
+        number, of = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share = [batch[number::of] for batch in self._batches]
+        return self._loader(_Batches(share, self._epochs, self._epoch))
+
+    def _epoch(self) -> int:
+        """The trainer's, which also knows where a training goes on; without one, they are counted."""
+        return self.trainer.current_epoch if self.trainer else next(self._counted)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(_Batches(self._val_batches, 1))
+        return self._loader(_Batches(self._val_batches, 1, lambda: 0))
 
     def _loader(self, batches: "_Batches") -> DataLoader[Batch]:
         return DataLoader(
@@ -167,17 +175,19 @@ class _Pairs(Dataset[Batch]):
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
-    """Deals batches to epochs: each iteration gives the next share, and after the last the first again."""
+    """Deals batches to epochs: each iteration gives its epoch's share, and after the last the first again."""
 
-    def __init__(self, batches: list[list[tuple[int, int]]], epochs: int) -> None:
+    def __init__(self, batches: list[list[tuple[int, int]]], epochs: int, epoch: Callable[[], int]) -> None:
         self._share = len(batches) // epochs
-        self._epochs = cycle(batches[i * self._share : (i + 1) * self._share] for i in range(epochs))
+        self._shares = [batches[i * self._share : (i + 1) * self._share] for i in range(epochs)]
+        self._epoch = epoch
 
     def __len__(self) -> int:
         return self._share
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        yield from next(self._epochs)  # dealt at the first batch: a loader with workers calls iter() twice
+        # Asked at the first batch: a loader with workers calls iter() twice.
+        yield from self._shares[self._epoch() % len(self._shares)]
 
 
 def _draw_pairs(

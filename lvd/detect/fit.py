@@ -8,6 +8,7 @@ import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from lvd.detect.ranks import Rank, options_of
 from lvd.detect.recipe import EncoderSize, Fit, Machine
 from lvd.errors import LvdError
 
@@ -30,6 +32,10 @@ class Setup:
     machine: Machine
     seed: int
     logger: Logger | None = None
+    resume: Path | None = (
+        None  # a checkpoint, written at each validation; a fit goes on from one that is there
+    )
+    rank: Rank | None = None  # which process this is of those that fit together; None: it fits alone
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,28 @@ class Validations(Callback):
         for name, curve in self.curves.items():
             curve.append(trainer.current_epoch + 1 if name == "epoch" else self.metrics[name])
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics": self.metrics, "curves": self.curves}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.metrics, self.curves = state["metrics"], state["curves"]
+
+
+class _Resumable(Callback):
+    """Writes a checkpoint after each validation, whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        interval = trainer.check_val_every_n_epoch
+        if interval is None or (trainer.current_epoch + 1) % interval:
+            return
+        partial = self._path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self._path)
+
 
 def fit_module(
     module: LightningModule,
@@ -72,18 +100,21 @@ def fit_module(
         LvdError: the training diverged.
     """
     validations = Validations()
+    resume = setup.resume if setup.resume is not None and setup.resume.is_file() else None
+    resumable = [_Resumable(setup.resume)] if setup.resume is not None else []
     trainer = _trainer(
         setup.machine,
+        setup.rank,
         max_epochs=fit.epochs,
         check_val_every_n_epoch=_validation_interval(fit.epochs),
         logger=setup.logger if setup.logger is not None else False,
-        callbacks=[validations, *callbacks],
+        callbacks=[validations, *callbacks, *resumable],
         num_sanity_val_steps=0,
         log_every_n_steps=50,
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)  # no pickled objects
     except SystemExit as exit:  # Lightning's answer to Ctrl-C, which it then ignores: a sweep would go on
         if not isinstance(exit.__context__, KeyboardInterrupt):
             raise
@@ -94,14 +125,14 @@ def fit_module(
     return validations
 
 
-def _trainer(machine: Machine, **options: Any) -> Trainer:
+def _trainer(machine: Machine, rank: Rank | None, **options: Any) -> Trainer:
     return Trainer(
         accelerator=machine.accelerator,
-        devices=1,  # Lightning's DDP would replay the command line into a new sweep
         precision=machine.precision,  # type: ignore[arg-type]
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options_of(rank),
         **options,
     )
 
@@ -115,7 +146,7 @@ def check_machine(machine: Machine, *, elsewhere: bool) -> None:
         LvdError: says which words, and why not.
     """
     try:
-        _trainer(machine, logger=False)
+        _trainer(machine, Rank(0, machine.devices, 0) if machine.devices > 1 else None, logger=False)
     except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         if elsewhere and not isinstance(error, ValueError):
             return

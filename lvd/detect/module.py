@@ -56,7 +56,23 @@ class TrunkModule(LightningModule):
         self.fit = fit
         self.register_buffer("positive_weight", positive_weight)
         self._augmentation = torch.Generator().manual_seed(seed)
-        self.auroc = MultilabelAUROC(num_labels=len(self.category_names), average="none", ignore_index=-1)
+        self._seed = seed
+        self.auroc = MultilabelAUROC(
+            num_labels=len(self.category_names),
+            average="none",
+            ignore_index=-1,
+            sync_on_compute=False,  # every process validates all of val
+        )
+
+    def on_train_start(self) -> None:
+        if self.global_rank > 0:  # what the first process draws is in checkpoints
+            self._augmentation.manual_seed(self._seed + 1000 * self.global_rank + self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["augmentation"] = self._augmentation.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._augmentation.set_state(checkpoint["augmentation"])
 
     def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
         x0, step, target, weight = batch

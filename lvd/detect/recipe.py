@@ -98,16 +98,12 @@ class Machine:
     """Where a job learns; accelerator and precision in Lightning's words."""
 
     accelerator: str = "auto"
-    devices: int = 1  # of one job; more is refused with the reason
+    devices: int = 1  # that a trunk is trained on; a detector has one
     precision: str = "32-true"
     workers: int = 0  # processes that read latents
     threads: int | None = None  # of torch, in every job; null: torch's own choice, and 1 under joblib
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"workers={self.workers} must not be negative")
-        require(
-            self.devices == 1,
-            f"devices={self.devices}: a job trains on one device, since Lightning starts a further one by "
-            "running the whole command again; use several with hydra/launcher=joblib, ray or submitit_slurm",
-        )
+        require(self.devices >= 1, f"devices={self.devices} must be at least 1")
         require(self.threads is None or self.threads >= 1, f"threads={self.threads} must be at least 1")

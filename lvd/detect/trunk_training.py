@@ -1,6 +1,8 @@
 """Train a run's trunk: on all steps and categories of the train split at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from lvd.detect.data import TrunkData, channel_statistics, label_matrix
 from lvd.detect.files import save_trunk
-from lvd.detect.fit import Setup, TrainingResult, count_parameters, fit_module
+from lvd.detect.fit import Setup, TrainingResult, Validations, count_parameters, fit_module
 from lvd.detect.module import TrunkModule
 from lvd.detect.network import EncoderConfig, Trunk
+from lvd.detect.ranks import Rank, further_ranks
 from lvd.detect.recipe import TrunkRecipe
 from lvd.detect.rows import cell_rows, labelled_rows
+from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
 from lvd.progress import Advance, progress
 
@@ -32,16 +36,41 @@ def train_trunk(
     """Train the run's trunk on the train split and save it to `directory`.
 
     Raises:
-        LvdError: a category has no positives, or there are no safe samples, in train or val.
+        LvdError: a category has no positives, or there are no safe samples, in train or val; there are more
+            devices than a batch has samples.
     """
     names = capture.info.category_names
     for split in ("train", "val"):
         for name in names:
             cell_rows(capture.samples, name, split, "all", setup.seed)
-    seed_everything(setup.seed, verbose=False)
-    train_rows = labelled_rows(capture.samples, "train")
-    steps = capture.info.stored_steps
+    batch_size, devices = recipe.fit.batch_size, setup.machine.devices
+    if batch_size < devices:
+        raise LvdError(f"devices={devices} cannot share batches of trunk.fit.batch_size={batch_size}")
+    further = partial(_fit_rank, capture=capture, recipe=recipe, setup=replace(setup, logger=None))
+    with further_ranks(devices, further) as rank:
+        trunk, validations = _fit(capture, recipe, replace(setup, rank=rank))
+    save_trunk(directory, trunk, names)
+    return TrainingResult(
+        metrics=validations.metrics,
+        curves=validations.curves,
+        sizes={
+            "train": len(labelled_rows(capture.samples, "train")),
+            "parameters": count_parameters(trunk),
+        },
+        started_from="scratch",
+    )
 
+
+def _fit_rank(rank: Rank, capture: CaptureReader, recipe: TrunkRecipe, setup: Setup) -> None:
+    """The part of a further process."""
+    _fit(capture, recipe, replace(setup, rank=rank))
+
+
+def _fit(capture: CaptureReader, recipe: TrunkRecipe, setup: Setup) -> tuple[Trunk, Validations]:
+    """A trunk that has learned from the train split, and what is known of it."""
+    seed_everything(setup.seed, verbose=False)
+    names, steps = capture.info.category_names, capture.info.stored_steps
+    train_rows = labelled_rows(capture.samples, "train")
     trunk = Trunk(EncoderConfig.fitted(setup.encoder, capture.info.origin.latent_shape), steps, len(names))
     statistics = [channel_statistics(capture.step(step), train_rows) for step in range(steps)]
     trunk.mean.copy_(torch.stack([mean for mean, _ in statistics]))
@@ -65,13 +94,7 @@ def train_trunk(
     )
     with progress("training the trunk", recipe.batches * recipe.fit.epochs, "batches") as advance:
         validations = fit_module(module, data, recipe.fit, setup, [_ShowProgress(advance)])
-    save_trunk(directory, trunk, names)
-    return TrainingResult(
-        metrics=validations.metrics,
-        curves=validations.curves,
-        sizes={"train": len(train_rows), "parameters": count_parameters(trunk)},
-        started_from="scratch",
-    )
+    return trunk, validations
 
 
 class _ShowProgress(Callback):
@@ -80,7 +103,13 @@ class _ShowProgress(Callback):
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
 
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step:  # it goes on
+            self._advance(trainer.global_step)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         auroc = trainer.callback_metrics.get("val/auroc")
         self._advance(1, *([] if auroc is None else [f"val AUROC {auroc.item():.3f}"]))
 

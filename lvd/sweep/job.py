@@ -89,12 +89,20 @@ class Identity:
 
 def run_trunk(job: Job, recipe: TrunkRecipe, *, force: bool) -> Result:
     """Train the run's trunk, unless it is done under the same configuration."""
+    identity = trunk_identity(job, recipe)
+    directory = job.run / identity.path
+    checkpoint = directory / f"unfinished_{identity.config_digest}.ckpt"  # of this very job
+    if force:
+        checkpoint.unlink(missing_ok=True)
 
     def train(logger: Logger | None) -> TrainingResult:
-        setup = Setup(job.encoder, job.machine, job.seed, logger)
-        return train_trunk(CaptureReader(job.capture), job.run / "trunk", recipe, setup)
+        setup = Setup(job.encoder, job.machine, job.seed, logger, checkpoint)
+        outcome = train_trunk(CaptureReader(job.capture), directory, recipe, setup)
+        for unfinished in directory.glob("unfinished_*"):
+            unfinished.unlink()
+        return outcome
 
-    return _run(job, trunk_identity(job, recipe), train, force=force)
+    return _run(job, identity, train, force=force)
 
 
 def run_cell(job: Job, cell: Cell, recipe: DetectorRecipe, *, force: bool) -> Result:

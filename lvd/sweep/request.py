@@ -84,6 +84,11 @@ def read_request(config: TrainConfig, launcher: str, axes: Mapping[str, Axis], *
         refuse(_trunk_problems(config) + _machine_problems(config, launcher))
         return Request(config, [], multirun, {}, [])
 
+    if config.devices > 1:
+        raise LvdError(
+            f"devices={config.devices}: a detector trains on one device, and task=trunk on several; "
+            "hydra/launcher=joblib, ray and submitit_slurm train several detectors at once"
+        )
     for key in AXES:
         if key not in axes:
             raise LvdError(

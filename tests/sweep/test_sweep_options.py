@@ -433,7 +433,8 @@ def test_an_experiment_of_ones_own_takes_ready_values(train: Shell) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("devices=2", "running the whole command again"),
+        ("devices=2", "a detector trains on one device, and task=trunk on several"),
+        ("devices=0", "must be at least 1"),
         ("detector.head.optimizer=lion", "adamw, adam, sgd"),
         ("hydra/launcher=cloud", "Available options in 'hydra/launcher': basic, joblib, ray"),
         ("encoder=huge", "Could not find 'encoder/huge'. Available options in 'encoder': base, small, tiny"),
