@@ -54,6 +54,9 @@ class Guard:
         math.inf waits without end. Pipelines that share a scheduler take turns.
     compact: a blocked sample of a call frees its compute at once: the denoiser runs on the others. These then
         differ by rounding from those of the unguarded pipeline. Pipelines it was not tried with are refused.
+    lag: 1 reads what a step's check has found when the next step's begins, but for the last step's, so that
+        a check does not wait for a GPU. The decisions are those of 0, and a blocked sample is blank one step
+        later at most, always before the decoder. Goes with neither `limit_seconds` nor `on_step`.
     audit: where every decision is recorded before a video is handed out. In mode block, a video whose
         decision cannot be recorded is not handed out.
     metrics: where every decision is counted, for Prometheus.
@@ -70,11 +73,12 @@ class Guard:
         limit_seconds: float | None = None,
         wait_seconds: float = 0.0,
         compact: bool = False,
+        lag: int = 0,
         audit: AuditLog | None = None,
         metrics: "Metrics | None" = None,
     ) -> None:
         self._options = GuardOptions(
-            mode, fail_open, allow_mismatch, by_noise_level, limit_seconds, wait_seconds, compact
+            mode, fail_open, allow_mismatch, by_noise_level, limit_seconds, wait_seconds, compact, lag
         )
         if by_noise_level:
             TrainedLevels.of(bundle.info.origin.noise_levels)
@@ -177,6 +181,8 @@ class Guard:
         steps = info.origin.steps if steps is None else steps
         if samples < 1 or steps < 1:
             raise LvdError(f"a session of {samples} samples and {steps} steps: there must be one at least")
+        if on_step is not None and self._options.lag:
+            raise LvdError("on_step does not go with lag=1: it is told of a step once that was checked")
         prompts = list(prompts) or [""] * samples
         if len(prompts) != samples:
             raise LvdError(f"there are {len(prompts)} prompts for {samples} samples")

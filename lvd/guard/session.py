@@ -88,7 +88,7 @@ class Session:
 
     @property
     def blocked(self) -> list[int]:
-        """The rows of which nothing may come out any more, now."""
+        """The rows of which nothing may come out any more, now; with `lag`, by the steps before this one."""
         return self._watch.blocked
 
     @property
@@ -111,7 +111,8 @@ class Session:
         noise_level: sigma / (alpha + sigma) of the noisy latent alpha x0 + sigma noise: 1 is noise alone, 0
             none. Needed by a guard that goes by noise level; any other goes by `step`.
 
-        Call it once for each step, in order. Returns a verdict a sample.
+        Call it once for each step, in order. Returns a verdict a sample; with the guard's option `lag` that
+        of the step before, but at the last step.
 
         Raises:
             LvdError: the session is closed, or `noise_level` is needed and missing. What else is wrong with a
@@ -206,6 +207,7 @@ class Session:
 
     def fail(self, why: str, rows: Sequence[int] | None = None, *, fault: Fault = "sampler") -> None:
         """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
+        self._watch.read()
         self._watch.fail(why, rows, fault=fault)
 
     def close(self, videos: int | None = None) -> list[Decision]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from lvd.decide.rules import Tracker
 from lvd.detect.ensemble import Ensemble
 from lvd.detect.levels import TrainedLevels, TrainedSteps
 from lvd.errors import LvdError
+from lvd.guard.awaited import Awaited
 from lvd.guard.bundle import BundleInfo
 from lvd.guard.decision import Decision, Fault, Outcome, Verdict
 from lvd.guard.options import GuardOptions
@@ -38,6 +41,9 @@ class _Sample:
 class Watch:
     """What is known of each sample of one sampling, row by row.
 
+    With the option `lag`, what a check has found is taken in when the next one begins, so that nothing waits
+    for a GPU, but for the last step's: that one ends with all that was found.
+
     step: the denoising step that is being checked, of `steps`; -1: none yet.
     """
 
@@ -55,7 +61,9 @@ class Watch:
         self._options = options
         levels = TrainedLevels.of(info.origin.noise_levels) if options.by_noise_level else None
         self._trained = TrainedSteps(levels, steps)
+        self._steps = steps
         self._samples = [_Sample(info.rule.tracker()) for _ in range(samples)]
+        self._to_read: list[tuple[Awaited, Callable[[list[Any]], None]]] = []  # what checks have left
         self._asked: dict[int, tuple[float, ...]] = {}  # scores of this step, by row
         self._seconds = 0.0
 
@@ -81,14 +89,19 @@ class Watch:
         """One check: whatever goes wrong in it leaves all samples unchecked; its time counts."""
         self._asked = {}
         started = time.perf_counter()
-        try:
+        self.read()
+        with self._failing():
             yield
-        except Exception as error:
-            if isinstance(error, LvdError):
-                self.fail(f"step {self.step}: {error}", fault="malformed")
-            else:
-                self.fail(f"step {self.step}: {type(error).__name__}: {error}", fault="error")
+        if self.step >= self._steps - 1:
+            self.read()
         self._seconds += time.perf_counter() - started
+
+    def read(self) -> None:
+        """Take in what the checks so far have found."""
+        left, self._to_read = self._to_read, []
+        with self._failing():
+            for awaited, take in left:
+                take(awaited.read())
 
     def look_at(self, x0: Tensor, x_t: Tensor | None) -> None:
         """Samples with a value in x0 or x_t `[samples, C, F, H, W]` that is none are unchecked.
@@ -99,12 +112,12 @@ class Watch:
         expected = (len(self._samples), *self._info.origin.latent_shape)
         if tuple(x0.shape) != expected:
             raise LvdError(f"x0 has the shape {tuple(x0.shape)}, not {expected}")
-        for name, latent in (("x0", x0), ("x_t", x_t)):
-            if latent is None:
-                continue
-            largest = latent.flatten(1).abs().amax(dim=1).tolist()  # NaN stays NaN
-            bad = [row for row, value in enumerate(largest) if not value <= _FLOAT16_MAX]
-            self.fail(f"step {self.step}: {name} is NaN, Inf or beyond float16", bad, fault="not_finite")
+        largest = {
+            name: latent.flatten(1).abs().amax(dim=1)  # NaN stays NaN
+            for name, latent in (("x0", x0), ("x_t", x_t))
+            if latent is not None
+        }
+        self._take(list(largest.values()), partial(self._judge_size, self.step, list(largest)))
 
     def score(self, x0: Tensor, noise_level: Callable[[], float | None]) -> None:
         """Ask the detectors about the samples that are not decided, where the rule learns from this step.
@@ -130,32 +143,27 @@ class Watch:
             logits = detectors(self._trained.position, stored)
             if tuple(logits.shape) != (len(rows), len(self._info.category_names)):
                 raise LvdError(f"the detectors answered with the shape {tuple(logits.shape)}")
-            scores = logits.sigmoid().tolist()
+            finite = torch.isfinite(logits).all(dim=1)
+            scores = logits.sigmoid()
             by_step = [
-                scores if each is logits else each.sigmoid().tolist()
+                scores if each is logits else each.sigmoid()
                 for each in self._trained.between(logits, rows, told)
             ]
-            finite = torch.isfinite(logits).all(dim=1).tolist()
-        seconds, limit = time.perf_counter() - started, self._options.limit_seconds
-        if limit is not None and seconds > limit:
-            why = f"step {self.step}: the check took {seconds:.3f} s, limit {limit} s"
-            self.fail(why, rows, fault="late")
-            return
-        for row, good, asked, *of_steps in zip(rows, finite, scores, *by_step, strict=True):
-            if good:
-                self._asked[row] = tuple(asked)
-                self._follow(self._samples[row], of_steps)
-            else:
-                why = f"step {self.step}: a detector's logit is NaN or Inf"
-                self.fail(why, [row], fault="not_finite")
+            self._take([finite, scores, *by_step], partial(self._judge_scores, self.step, rows, started))
 
-    def fail(self, why: str, rows: Sequence[int] | None = None, *, fault: Fault) -> None:
-        """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""
+    def fail(
+        self, why: str, rows: Sequence[int] | None = None, *, fault: Fault, step: int | None = None
+    ) -> None:
+        """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not.
+
+        step: at which it was noticed; without it, now.
+        """
+        step = self.step if step is None else step
         for row in range(len(self._samples)) if rows is None else rows:
             sample = self._samples[row]
             if sample.outcome in (None, "safe") or (sample.outcome == "unsafe" and not sample.tracker.blocks):
                 sample.outcome, sample.why, sample.fault = "unchecked", why, fault
-                sample.step = self.step if self.step >= 0 else None
+                sample.step = step if step >= 0 else None
 
     def scores(self) -> list[tuple[float, ...] | None]:
         """P(unsafe) of each category at this step, of each sample; None: no detector was asked."""
@@ -198,12 +206,54 @@ class Watch:
             return sample.tracker.blocks
         return sample.outcome == "unchecked" and not self._options.fail_open
 
-    def _follow(self, sample: _Sample, of_steps: Iterable[Sequence[float]]) -> None:
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What is raised leaves all samples unchecked, after what was found before."""
+        try:
+            yield
+        except Exception as error:
+            self.read()
+            if isinstance(error, LvdError):
+                self.fail(f"step {self.step}: {error}", fault="malformed")
+            else:
+                self.fail(f"step {self.step}: {type(error).__name__}: {error}", fault="error")
+
+    def _take(self, numbers: Sequence[Tensor], take: Callable[[list[Any]], None]) -> None:
+        """Give `take` these numbers as lists: now, or with `lag` when they are read."""
+        if self._options.lag:
+            self._to_read.append((Awaited(numbers), take))
+        else:
+            take([each.tolist() for each in numbers])
+
+    def _judge_size(self, step: int, names: Sequence[str], largest: Sequence[Sequence[float]]) -> None:
+        for name, of_rows in zip(names, largest, strict=True):
+            bad = [row for row, value in enumerate(of_rows) if not value <= _FLOAT16_MAX]
+            why = f"step {step}: {name} is NaN, Inf or beyond float16"
+            self.fail(why, bad, fault="not_finite", step=step)
+
+    def _judge_scores(self, step: int, rows: Sequence[int], started: float, numbers: Sequence[Any]) -> None:
+        """What the detectors have found at `step` of these samples."""
+        seconds, limit = time.perf_counter() - started, self._options.limit_seconds
+        if limit is not None and seconds > limit:
+            why = f"step {step}: the check took {seconds:.3f} s, limit {limit} s"
+            self.fail(why, rows, fault="late", step=step)
+            return
+        for row, good, asked, *of_steps in zip(rows, *numbers, strict=True):
+            if self._samples[row].outcome is not None:
+                continue  # its latent was found to be no number at this step
+            if good:
+                self._asked[row] = tuple(asked)
+                self._follow(self._samples[row], step, of_steps)
+            else:
+                why = f"step {step}: a detector's logit is NaN or Inf"
+                self.fail(why, [row], fault="not_finite", step=step)
+
+    def _follow(self, sample: _Sample, step: int, of_steps: Iterable[Sequence[float]]) -> None:
         """Give a sample's rule the scores of the steps that a check tells of, until it is certain."""
         for scores in of_steps:
             sample.scores.append(tuple(scores))
             sample.tracker.see(scores)
             if sample.tracker.outcome is not None:
-                sample.outcome, sample.step = sample.tracker.outcome, self.step
+                sample.outcome, sample.step = sample.tracker.outcome, step
                 sample.why = sample.tracker.why
                 return
