@@ -1,6 +1,6 @@
 """What trunk and detectors train on: rows of a capture, their labels, and Lightning data modules.
 
-Train rows fit weights and normalisation, val rows select; test rows are never read here.
+Train rows fit weights and normalisation, val rows are measured; test rows are never read.
 """
 
 from collections.abc import Callable, Iterator, Sequence

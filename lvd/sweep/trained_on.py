@@ -26,7 +26,7 @@ class TrainedOn:
     capture: str  # its name then
     origin: dict[str, Any]
     trained: frozenset[str]  # keys of the prompts of the train split's labelled samples
-    selected: frozenset[str]  # and of the val split's, which checkpoints were selected on
+    selected: frozenset[str]  # and of the val split's, by which settings may have been chosen
 
     @classmethod
     def of(cls, capture: Path) -> "TrainedOn":
