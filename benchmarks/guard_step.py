@@ -2,7 +2,10 @@
 
 The guard checks one sample `[4, 16, 64, 64]` in five categories, with the default detector. The reference
 decodes x0 with an AutoencoderKL of Stable Diffusion 1.5's size, 16 frames of 512x512, and runs five
-VideoMAE-base on `[16, 3, 224, 224]`. Random weights cost the same as trained ones. Minutes on two cores.
+VideoMAE-base on `[16, 3, 224, 224]`. Random weights cost the same as trained ones. Minutes on two cores;
+`guard_step.py networks` measures the networks alone, in seconds: heads and the trunk's own outputs
+(detector=unified) of one step, on one thread, for the demo's latents and for `[4, 16, 64, 64]`, and how large
+their weights are.
 
 The bookkeeping is measured twice: as it is, and with an allocator that keeps freed memory. glibc hands a
 latent's buffers back to the kernel now and then, which lengthens steps without a guard just as well.
@@ -13,6 +16,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +28,7 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from lvd.decide.rules import Vote
-from lvd.detect.ensemble import Detectors, StepDetectors
+from lvd.detect.ensemble import Detectors, StepDetectors, UnifiedDetector
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
 from lvd.guard.bundle import Bundle, BundleInfo
 from lvd.guard.guard import Guard
@@ -31,7 +36,7 @@ from lvd.guard.verify import BUNDLE_VERSION
 from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.origin import Origin
 
-SHAPE = (4, 16, 64, 64)
+SHAPE, DEMO_SHAPE = (4, 16, 64, 64), (16, 8, 8, 8)
 CATEGORIES = ("distorted_weird", "terrifying", "pornographic", "violent_bloody", "political")
 STEPS, GUIDANCE = 50, 7.5
 WIDTH, LAYERS, HEADS, TUBELET = 96, 4, 4, 2  # conf/encoder/tiny.yaml
@@ -88,8 +93,8 @@ class NoNetwork(nn.Module):
         return torch.ones(len(x0_BCFHW), len(CATEGORIES))
 
 
-def default_detectors() -> Detectors:
-    encoder = EncoderConfig(SHAPE, WIDTH, LAYERS, HEADS, choose_patch(SHAPE, TUBELET), TUBELET)
+def default_detectors(shape: tuple[int, int, int, int] = SHAPE) -> Detectors:
+    encoder = EncoderConfig(shape, WIDTH, LAYERS, HEADS, choose_patch(shape, TUBELET), TUBELET)
     heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
     nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step, so that the last one decides
     steps = {step: StepDetectors(heads) for step in range(STEPS)}
@@ -137,6 +142,43 @@ def classify_seconds() -> float:
     return time.perf_counter() - started
 
 
+@torch.inference_mode()
+def networks() -> str:
+    """Milliseconds of one step's networks, of one sample: a line for each shape."""
+    torch.set_num_threads(1)
+    lines = []
+    for shape in (DEMO_SHAPE, SHAPE):
+        grid, x0 = default_detectors(shape), torch.randn(1, *shape)
+        trunk = grid.trunk
+        assert trunk is not None
+        unified, heads, features = UnifiedDetector(trunk), grid.steps["0"], trunk.features(x0, 0)
+        calls = {
+            "heads": partial(grid, 0, x0),
+            "unified": partial(unified, 0, x0),
+            "the trunk's pass": partial(trunk.features, x0, 0),
+            "five heads": partial(heads, x0, features),
+        }
+        timed = ", ".join(f"{name} {_median_ms(call):.2f} ms" for name, call in calls.items())
+        tokens = trunk.encoder.videomae.embeddings.patch_embeddings.num_patches
+        weights = f"{_megabytes(trunk):.1f} MB, with {STEPS} steps of heads {_megabytes(grid):.1f} MB"
+        lines.append(f"{list(shape)}, {tokens} tokens: {timed}; weights {weights}")
+    return "\n".join(lines)
+
+
+def _median_ms(call: Callable[[], object], calls: int = 60) -> float:
+    """Of processor time, which other processes disturb less than the clock."""
+    seconds = []
+    for _ in range(calls):
+        started = time.process_time()
+        call()
+        seconds.append(time.process_time() - started)
+    return 1000 * float(np.median(seconds[5:]))
+
+
+def _megabytes(module: nn.Module) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values()) / 1e6
+
+
 def bookkeeping() -> str:
     """What a guard without networks adds to a step, in milliseconds."""
     torch.set_num_threads(1)
@@ -160,6 +202,9 @@ def in_a_process(**environment: str) -> str:
 def main() -> None:
     if sys.argv[1:] == ["bookkeeping"]:
         print(bookkeeping())
+        return
+    if sys.argv[1:] == ["networks"]:
+        print(networks())
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     as_it_is = in_a_process()

@@ -1,9 +1,8 @@
 """How many labelled videos detectors need: `python benchmarks/learning_curves.py captures/study`.
 
 Of the train split so many videos of every category are drawn, each of another prompt as long as there are
-prompts, and safe ones in the proportion of the split; of the val split, which selects checkpoints, a third as
-many. With those, detectors are trained by the project's own recipe and scored on the whole test split, which
-is the same throughout:
+prompts, and safe ones in the proportion of the split. With those, detectors are trained by the project's own
+recipe and scored on the whole test split, which is the same throughout:
 
 heads      a trunk and a logistic head for each category and step
 unified    the outputs of the same trunk
@@ -18,7 +17,7 @@ AUROC      of the highest score of a step, unsafe against safe videos
 within     the same, of the pairs of an unsafe and a safe video that have one prompt: what x0 tells beyond
            the prompt
 
-`--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
+`--on val` measures a change of the recipe without the test split: most of the val prompts stand in for it.
 Settings of train.py may follow, `trunk.batches=800`; `--against` prints the differences to another output.
 
 Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
@@ -39,7 +38,7 @@ from pathlib import Path
 import command
 import torch
 from hydra import compose, initialize_config_dir
-from learning_draws import Part, drawn, halved_val
+from learning_draws import Part, drawn, on_val
 from learning_figure import figure
 from learning_table import (
     SHOWN,
@@ -180,7 +179,7 @@ def main() -> None:
     torch.set_num_threads(1)
     capture = CaptureReader(args.capture)
     if args.on == "val":
-        capture = halved_val(capture)
+        capture = on_val(capture)
     config = configured(args.settings)
     args.output.mkdir(parents=True, exist_ok=True)
     labels = json_sha256([[s.sample_id, s.split, str(s.categories)] for s in capture.samples])

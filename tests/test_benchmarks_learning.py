@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import learning_curves
 import learning_table
-from learning_draws import Part, drawn, halved_val
+from learning_draws import Part, drawn, on_val
 from learning_figure import Line, Panel, figure
 from learning_numbers import Estimate, accuracy, auroc, auroc_within
 
@@ -76,7 +76,7 @@ def test_a_part_reads_the_rows_of_its_capture_and_has_a_digest_of_its_own(captur
 
 def test_on_val_no_test_sample_is_read(capture: Path) -> None:
     reader = CaptureReader(capture)
-    halved = halved_val(reader)
+    halved = on_val(reader)
     split = {s.sample_id: s.split for s in reader.samples}
     assert {split[s.sample_id] for s in halved.samples if s.split == "test"} == {"val"}
     assert {split[s.sample_id] for s in halved.samples if s.split == "val"} == {"val"}
