@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +26,9 @@ from conftest import Scripted, StubPipeline, bundle_info, stub_guard, untrained_
 from lvd.decide.rules import Flags, certain, decide, flags_needed
 from lvd.decide.sequential import Evidence, Sequential
 from lvd.errors import LvdError
+from lvd.files import sha256
 from lvd.guard import AuditLog, Decision, Guard, GuardResult
+from lvd.guard.audit import records, verify
 from lvd.guard.bundle import Bundle
 from lvd.guard.export import export_bundle
 from lvd.sampling.tap import tap_x0
@@ -1188,6 +1191,34 @@ def test_two_real_pipelines_may_share_a_bundle_in_two_threads(
         assert all(len(decision.scores) >= 1 for decision in one.decisions), one.decisions[0].why
         assert timeless(one.decisions) == timeless(another.decisions)
         assert np.array_equal(np.stack(one.videos), np.stack(another.videos))
+
+
+def test_eight_pipelines_in_eight_threads_share_a_guard_and_a_log(tmp_path: Path) -> None:
+    pipes = [StubPipeline(first=number + 1) for number in range(8)]
+    log = tmp_path / "audit.jsonl"
+    guard = stub_guard(pipes[0], flagged_rows(8, 1, 3, 5, 7), audit=AuditLog(log))
+    together = threading.Barrier(8, timeout=60)
+
+    def call(number: int) -> list[GuardResult]:
+        together.wait()
+        return [guard(pipes[number], prompt=f"{number} {again}") for again in range(8)]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, range(8)))
+    for number, of_thread in enumerate(results):
+        alone = StubPipeline(first=number + 1)(prompt=["one"], num_inference_steps=STEPS, return_dict=False)[
+            0
+        ][0]
+        for result in of_thread:
+            assert outcomes(result) == ["unsafe" if number % 2 else "safe"]
+            assert result.videos[0] is None if number % 2 else is_whole(result.videos[0], alone)
+        assert not pipes[number].decoded or not number % 2
+    verify(log)
+    assert Counter((r["prompt_sha256"], r["outcome"]) for r in records(log)) == Counter(
+        (sha256(f"{number} {again}".encode()), "unsafe" if number % 2 else "safe")
+        for number in range(8)
+        for again in range(8)
+    )
 
 
 # ---- what it runs from
