@@ -1,15 +1,22 @@
 """Decisions are counted for Prometheus and told to the logs, and nothing of a prompt is in either."""
 
+import contextlib
 import json
 import logging
 import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from test_guard import STEPS, flagged_rows
 
 from conftest import NAMES, StubPipeline, stub_guard
@@ -219,3 +226,47 @@ def test_the_dashboard_names_metrics_and_labels_that_exist(registry: CollectorRe
         labels = set(re.findall(r"(\w+)=", expression)) | set(re.findall(r"by \(([\w, ]+)\)", expression))
         labels = {label for group in labels for label in group.split(", ")}
         assert labels <= set.union(*(there[name] for name in re.findall(r"lvd_\w+", expression)))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_prometheus_answers_what_the_dashboard_asks(registry: CollectorRegistry, tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, flagged_rows(2, 0), metrics=Metrics(registry))
+    guard(pipe, prompt=["one", "two"])
+    served, _ = start_http_server(0, "127.0.0.1", registry)
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s}\nscrape_configs: [{job_name: lvd, static_configs: "
+        f"[{{targets: ['127.0.0.1:{served.server_port}']}}]}}]\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address={address}"]
+    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+    def ask(expression: str) -> list[Any]:
+        """As a panel does, over the last minute."""
+        query = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{query}") as answer:
+            found = json.load(answer)
+        assert found["status"] == "success"
+        return found["data"]["result"]
+
+    try:
+        ends = time.monotonic() + 120
+        while True:  # until there are two samples, of which there is a rate
+            with contextlib.suppress(OSError):
+                if ask("count_over_time(lvd_guard_check_seconds_count[1m]) > 2"):
+                    break
+            assert time.monotonic() < ends
+            time.sleep(0.5)
+        dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text())
+        expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        for expression in expressions:
+            asked = expression.replace("$__rate_interval", "1m").replace("$__range", "1h")
+            assert ask(re.sub(r"\$\{?category(:\w+)?\}?", ".*", asked)), expression
+    finally:
+        server.terminate()
+        server.wait(60)
+        served.shutdown()
