@@ -56,6 +56,7 @@ from lvd.typed import typed
 from support.pipeline_runs import (
     blocked_one_and_left_the_other,
     capture,
+    does_the_same_a_step_late,
     ends_on_its_last_x0,
     guard,
     is_what_it_heard,
@@ -102,6 +103,7 @@ def test_a_pipeline_is_captured_and_guarded(tiny: Tiny, tmp_path: Path) -> None:
     assert sorted(guarded.outcomes) == ["safe", "unsafe"], guarded.why
     assert blocked_one_and_left_the_other(guarded)
     assert left_behind(captured, guarded) == []
+    assert does_the_same_a_step_late(captured, guarded)
 
 
 def test_every_known_pipeline_is_run() -> None:

@@ -204,6 +204,18 @@ def blocking_one(captured: Captured) -> Guard:
     return Guard(random_bundle(captured.info, sum(highest) / 2))
 
 
+def does_the_same_a_step_late(captured: Captured, guarded: Guarded) -> bool:
+    """Whether a guard whose checks are read a step late decides and releases the same."""
+    lagging = Guard(guarded.guard.bundle, lag=1)
+    results = [captured.guarded(lagging, batch) for batch in captured.batches()]
+    decisions = [decision for result in results for decision in result.decisions]
+    videos = [video for result in results for video in result.videos]
+    return [decision.outcome for decision in decisions] == guarded.outcomes and all(
+        one is None if other is None else one is not None and torch.equal(one, other)
+        for one, other in zip(videos, guarded.released, strict=True)
+    )
+
+
 def left_behind(captured: Captured, guarded: Guarded) -> list[tuple[int, ...]]:
     """The shapes of the tensors, as large as a latent, that a call with a blocked sample leaves behind.
 
