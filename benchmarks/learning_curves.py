@@ -17,8 +17,10 @@ AUROC      of the highest score of a step, unsafe against safe videos
 within     the same, of the pairs of an unsafe and a safe video that have one prompt: what x0 tells beyond
            the prompt
 
-`--on val` measures a change of the recipe without the test split: most of the val prompts stand in for it.
+`--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
 Settings of train.py may follow, `trunk.batches=800`; `--against` prints the differences to another output.
+`--runs runs/study` adds what the outputs of that run's trunk reach; it may have learned from another capture.
+All lines are then of the test samples whose prompts no such run has learned from.
 
 Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
 table.json and figure.svg beside the scores. About 2 minutes a draw of heads on one core, an hour in all.
@@ -62,6 +64,7 @@ from lvd.detect.fit import Setup
 from lvd.detect.rows import labelled_rows
 from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
+from lvd.evaluation.measure import open_run
 from lvd.files import json_sha256, read_json, write_atomically, write_json
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.grid import Cell
@@ -105,7 +108,6 @@ def train_and_score(
 
     The trunk is kept in `output`, and one that is there is not trained again.
     """
-    rows = labelled_rows(capture.samples, "test")
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
         if draw.family == "trunk":
@@ -118,24 +120,59 @@ def train_and_score(
             cell = Cell(name, step)
             setup = Setup(config.encoder, config, cell_seed(draw.seed, cell))
             train_detector(capture, run, run / cell.path, name, step, recipe, setup)
-        digest = trunk_digest(run / "trunk")
-        grid = {step: score_step(capture, run, digest, step, rows, {})[0] for step in steps}
-        if digest is None:
-            return {"scratch": grid}
-        output = load_trunk(run / "trunk").output.requires_grad_(False)
-        features = {step: step_features(capture, run / "trunk", digest, step)[rows] for step in steps}
-        return {"heads": grid, "unified": {step: output(of).sigmoid() for step, of in features.items()}}
+        return scores_of(capture, run, steps)
+
+
+def scores_of(capture: CaptureReader, run: Path, steps: Sequence[int]) -> dict[str, Scores]:
+    """Of the test samples, by each kind of detectors that a run has."""
+    rows = labelled_rows(capture.samples, "test")
+    digest = trunk_digest(run / "trunk")
+    grid = {step: score_step(capture, run, digest, step, rows, {})[0] for step in steps}
+    if digest is None:
+        return {"scratch": grid}
+    return {"heads": grid, "unified": by_trunk(capture, run, steps)}
+
+
+def by_trunk(capture: CaptureReader, run: Path, steps: Sequence[int]) -> Scores:
+    """Of the test samples, by the outputs of a run's trunk."""
+    rows = labelled_rows(capture.samples, "test")
+    digest = trunk_digest(run / "trunk")
+    assert digest is not None
+    output = load_trunk(run / "trunk").output.requires_grad_(False)
+    features = {step: step_features(capture, run / "trunk", digest, step)[rows] for step in steps}
+    return {step: output(of_step).sigmoid() for step, of_step in features.items()}
+
+
+def of_run(capture: CaptureReader, run: Path, steps: Sequence[int]) -> Scores:
+    """The same of a run that was trained before; nothing is written there."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory) / run.name
+        shutil.copytree(run / "trunk", copy / "trunk", ignore=shutil.ignore_patterns("features", "wandb"))
+        return by_trunk(capture, copy, steps)
+
+
+def table_steps(capture: CaptureReader, *, decide: bool) -> list[int]:
+    """The steps of the table; `decide`: and all that the vote looks at."""
+    stored = range(capture.info.stored_steps)
+    return [step for step in stored if step in SHOWN or (decide and step < VOTE.steps)]
+
+
+def unseen_by(capture: CaptureReader, runs: Sequence[Path]) -> list[int]:
+    """Which of the test samples, by number, no run has learned from; no runs: all."""
+    rows = labelled_rows(capture.samples, "test")
+    left = set(rows).intersection(*(open_run(capture, run, "unified").rows["test"] for run in runs))
+    return [number for number, row in enumerate(rows) if row in left]
+
+
+def only(scores: Scores, numbers: Sequence[int]) -> Scores:
+    return {step: of_step[list(numbers)] for step, of_step in scores.items()}
 
 
 def train_plan(
     capture: CaptureReader, plan: Sequence[Draw], output: Path, config: TrainConfig, *, decide: bool
 ) -> None:
-    """Train and score what is missing of the plan; `decide`: at all steps that the vote looks at."""
-    stored = range(capture.info.stored_steps)
-    steps = {
-        "trunk": [step for step in stored if step in SHOWN or (decide and step < VOTE.steps)],
-        "scratch": [step for step in stored if step in SCRATCH],
-    }
+    """Train and score what is missing of the plan; `decide` as in `table_steps`."""
+    steps = {"trunk": table_steps(capture, decide=decide), "scratch": SCRATCH}
     samples = [drawn(capture, draw.videos, draw.seed) for draw in plan]  # what cannot be is told first
     for number, (draw, of_draw) in enumerate(zip(plan, samples, strict=True)):
         if all(draw.file(output, kind).is_file() for kind in draw.kinds):
@@ -194,10 +231,16 @@ def main() -> None:
     plan += [Draw("scratch", size, seed) for seed in range(args.scratch_draws) for size in sizes]
     train_plan(capture, plan, args.output, config, decide=not args.undecided)
 
-    test, scores = test_samples(capture), measured(plan, args.output)
+    unseen = unseen_by(capture, args.runs)
+    test, scores = test_samples(capture, unseen), measured(plan, args.output)
+    scores = {key: {seed: only(of, unseen) for seed, of in found.items()} for key, found in scores.items()}
     kinds = dict.fromkeys(kind for draw in plan for kind in draw.kinds)
     keys = [(kind, size) for kind in kinds for size in args.videos if (kind, size) in scores]
     rows = {key: (len(scores[key]), estimates(list(scores[key].values()), test)) for key in keys}
+    for run in args.runs:
+        part = Part(capture, dict(zip(test.rows, test.samples, strict=True)))
+        found = of_run(part, run, table_steps(capture, decide=not args.undecided))
+        rows[f"unified, run {run.name}", "all"] = 1, estimates([found], test)
     train = [s for s in capture.samples if s.split == "train" and s.is_labelled]
     of_category = {name: sum(s.has(name) for s in train) for name in capture.info.category_names}
     about = {
@@ -230,8 +273,12 @@ def arguments() -> argparse.Namespace:
         "--undecided", action="store_true", help="only the table's steps, no accuracy: faster"
     )
     parser.add_argument("--on", choices=("test", "val"), default="test")
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="trained runs, a line for each")
     parser.add_argument("--against", type=Path, help="another output, of another recipe")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if args.runs and (args.on == "val" or args.against is not None):
+        raise LvdError("--runs goes with --on test and without --against")
+    return args
 
 
 if __name__ == "__main__":

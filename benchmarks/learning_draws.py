@@ -84,11 +84,11 @@ def _in_turn(samples: Mapping[int, Sample], rng: random.Random) -> list[int]:
 
 
 def on_val(capture: CaptureReader) -> Part:
-    """A capture without its test split: most of the val prompts are test, and some still val."""
+    """A capture without its test split: half of the val prompts are test, and the others val."""
     samples = {row: s for row, s in enumerate(capture.samples) if s.split != "test" and s.is_labelled}
     val = {row: sample for row, sample in samples.items() if sample.split == "val"}
     groups = prompt_groups([s.prompt for s in val.values()], [s.prompt_id for s in val.values()])
     for group, (row, sample) in zip(groups, val.items(), strict=True):
-        if random.Random(f"val {group}").random() < 0.8:
+        if random.Random(f"val {group}").random() < 0.5:
             samples[row] = replace(sample, split="test")
     return Part(capture, samples)

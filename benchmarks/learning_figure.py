@@ -7,8 +7,8 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 212, 190, 44, 34, 76, 14
 _GREY = "#888888"
-_COLOURS = ("#d9730d", "#2f86d6", "#888888")  # of lines in turn; each reads on white and on black
-_DASHES = ("", "6 3", "2 3")
+_COLOURS = ("#d9730d", "#2f86d6", "#888888", "#b0413e", "#4b9b5f")  # of lines in turn, on white and on black
+_DASHES = ("", "6 3", "2 3", "", "6 3")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def figure(panels: Sequence[Panel], x_title: str) -> str:
             parts += _curve(line, names.index(line.name), lambda x, start=start: start + across(x), down)
     parts.append(_text(LEFT + (width - LEFT) / 2, TOP + HEIGHT + 38, x_title, "middle"))
     for number, name in enumerate(names):
-        x, y = LEFT + 110 * number, height - 14
+        x, y = LEFT + 150 * number, height - 14
         parts.append(_path([(x, y - 4), (x + 26, y - 4)], _COLOURS[number], _stroke(number)))
         parts.append(_text(x + 32, y, name, "start"))
     return "\n".join([*parts, "</svg>\n"])

@@ -23,9 +23,10 @@ Row = dict[str, Estimate]  # column -> what was measured
 Table = Mapping[Key, tuple[int, Row]]  # with the number of draws
 
 
-def test_samples(capture: CaptureReader) -> Scored:
-    """The test samples without scores: their labels and prompts."""
-    rows = labelled_rows(capture.samples, "test")
+def test_samples(capture: CaptureReader, numbers: Sequence[int]) -> Scored:
+    """These of the test samples, without scores: their labels and prompts."""
+    test = labelled_rows(capture.samples, "test")
+    rows = [test[number] for number in numbers]
     samples = [capture.samples[row] for row in rows]
     categories = np.array([[s.has(name) for name in capture.info.category_names] for s in samples])
     return Scored(samples, rows, categories, np.empty((len(rows), 0, categories.shape[1])))

@@ -1,6 +1,7 @@
 """The learning curves: what is drawn, what is measured of it, and that a stopped one goes on."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +146,7 @@ def curves(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
     curves: Callable[..., None],
     tmp_path: Path,
+    trained_run: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,6 +172,11 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
     assert "0.000 ±0.000" in printed.rsplit("less", 1)[1]
     assert json.loads((out / "table.json").read_text())["rows"] == rows
 
+    shutil.copytree(trained_run, tmp_path / "runs" / "own")
+    curves("--draws", "2", "--scratch-draws", "1", "--runs", str(tmp_path / "runs" / "own"))
+    assert "| unified, run own | all | 1 |" in capsys.readouterr().out
+    with pytest.raises(LvdError, match="--runs goes with --on test"):
+        curves("--on", "val", "--runs", "runs/own")
     with pytest.raises(LvdError, match=r"settings.json has other settings than these: give another --output"):
         curves("--draws", "2", "trunk.batches=5")
 
