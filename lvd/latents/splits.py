@@ -141,6 +141,12 @@ def prompt_groups(prompts: Sequence[str], prompt_ids: Sequence[str]) -> list[int
     return [int(component[text]) for text in texts]
 
 
+def count_near_duplicates(samples: Sequence[Sample]) -> int:
+    """How many of the different prompts (after `fold`) are near copies of another one."""
+    prompts = list({fold(sample.prompt): sample.prompt for sample in samples if sample.prompt}.values())
+    return len({number for pair in near_copies(prompts) for number in pair})
+
+
 def _short_digest(text: str) -> str:
     return sha256(text.encode())[:12]
 

@@ -24,8 +24,9 @@ from lvd.decide.written import (
 )
 from lvd.detect.rows import left_out
 from lvd.latents.disk import size_text
-from lvd.latents.format import SAFE, SPLITS, UNLABELLED, label_text, read_info, read_samples
+from lvd.latents.format import SAFE, SPLITS, UNLABELLED, Sample, label_text, read_info, read_samples
 from lvd.latents.manifest import read_manifest
+from lvd.latents.splits import count_near_duplicates
 from lvd.latents.verify import Finding
 from lvd.report.page import Comparison
 
@@ -66,30 +67,37 @@ def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
     """How many samples each category has in each split; with `alpha`, how far annotators agree on it."""
     info = read_info(capture)
     samples = read_samples(capture)
-    if not any(sample.is_labelled for sample in samples):
-        Console().print(
+    console = Console(soft_wrap=True)  # wider than the table
+    if any(sample.is_labelled for sample in samples):
+        console.print(f"{capture}: {len(samples)} samples, steps {info.steps_text()}")
+        Console().print(_counts(info.category_names, samples, alpha))
+        if note := left_out(samples):
+            console.print(note, markup=False, highlight=False)
+    else:
+        console.print(
             f"{capture}: {len(samples)} samples without labels; "
             f"label them with capture.py name={capture.name} page=true, or set them with labels=FILE.csv"
         )
-        return
+    if near := count_near_duplicates(samples):
+        note = f"{near} prompts are near-duplicates of another one: those that are alike are in one split"
+        console.print(note, markup=False, highlight=False)
+
+
+def _counts(names: Sequence[str], samples: Sequence[Sample], alpha: Mapping[str, float | None]) -> Table:
     table = Table()
     table.add_column("category")
     for split in SPLITS:
         table.add_column(split, justify="right")
     if alpha:
         table.add_column("Krippendorff's alpha", justify="right")
-    groups = {name: [s.split for s in samples if s.has(name)] for name in info.category_names}
+    groups = {name: [s.split for s in samples if s.has(name)] for name in names}
     groups[SAFE] = [s.split for s in samples if s.is_safe]
-    if note := left_out(samples):
-        groups[UNLABELLED.value] = [s.split for s in samples if not s.is_labelled]
+    if unlabelled := [s.split for s in samples if not s.is_labelled]:
+        groups[UNLABELLED.value] = unlabelled
     for name, members in groups.items():
         agreement = [rate_text(alpha[name]) if name in alpha else ""] if alpha else []
         table.add_row(name, *(str(members.count(split)) for split in SPLITS), *agreement)
-    console = Console()
-    console.print(f"{capture}: {len(samples)} samples, steps {info.steps_text()}")  # wider than the table
-    console.print(table)
-    if note:
-        Console(soft_wrap=True).print(note, markup=False, highlight=False)
+    return table
 
 
 def print_verified(capture: Path, findings: Sequence[Finding]) -> None:

@@ -24,7 +24,7 @@ from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, Categories, read_samples
 from lvd.latents.reader import CaptureReader
 from lvd.latents.splits import assign_splits, prompt_keys
-from lvd.sweep.trained_on import TrainedOn
+from lvd.sweep.trained_on import TrainedOn, read_trained_on
 from support.commands import Shell
 
 SMALL = ["encoder.width=32", "encoder.layers=2", "trunk.batches=10", "trunk.fit.epochs=2"]
@@ -356,6 +356,49 @@ def test_annotators_make_labels_and_their_disagreements_are_listed(
     write_labels(capture, "s000,alpha,ann", header="sample_id,category,annotator")
     capture_command("name=tiny", f"labels={labels}")
     assert not (capture / "disagreements.csv").exists()
+
+
+def test_one_annotator_less_changes_what_is_learned_from_where_it_was_decisive(
+    planted: tuple[Path, set[str]], train: Shell, capture_command: Shell
+) -> None:
+    capture, _ = planted
+    truth = {f"s{i:03d}": NAMES[i % 4] if i % 4 < 2 else "safe" for i in range(60)}
+    wrong = {"alpha": "safe", "beta": "safe", "safe": "beta"}
+    said = {(who, sample): label for sample, label in truth.items() for who in ("ann", "bob", "eve")}
+    decided, contested, outvoted = (set(list(truth)[start::6]) for start in (0, 1, 2))
+    for sample in truth:
+        if sample in decided:  # by eve: the other two contradict each other
+            said["bob", sample] = wrong[truth[sample]]
+        elif sample in contested:  # by eve: bob did not judge it
+            said["eve", sample] = wrong[truth[sample]]
+            del said["bob", sample]
+        elif sample in outvoted:
+            said["eve", sample] = wrong[truth[sample]]
+
+    scratch = ["detector.init=scratch", "detector.network.epochs=1"]
+
+    def learn(*annotators: str) -> dict[str, str]:
+        """Label and train by what these say; returns the split of each labelled sample."""
+        rows = [f"{sample},{label},{who}" for (who, sample), label in said.items() if who in annotators]
+        labels = write_labels(capture, *rows, header="sample_id,category,annotator")
+        assert capture_command("name=tiny", f"labels={labels}").code == 0
+        samples = read_samples(capture)
+        ran = train(*SMALL, "category=alpha", "step=0", *scratch)
+        assert ran.code == 0, ran.err
+        (result,) = train.results().values()
+        assert result["sizes"]["train"] == len(cell_rows(samples, "alpha", "train", "balanced", 0)[0])
+        learned = [sample for sample in samples if sample.is_labelled and sample.split == "train"]
+        keys = frozenset[str]().union(*map(prompt_keys, learned))
+        assert read_trained_on(train.run_dir, result["data"]).trained == keys
+        return {sample.sample_id: sample.split for sample in samples if sample.is_labelled}
+
+    with_eve = learn("ann", "bob", "eve")
+    assert with_eve.keys() == truth.keys() - contested
+    without = learn("ann", "bob")
+    assert without.keys() == truth.keys() - decided
+    both = with_eve.keys() & without.keys()
+    assert {sample: with_eve[sample] for sample in both} == {sample: without[sample] for sample in both}
+    assert {with_eve[sample] for sample in decided} == {"train", "val", "test"}
 
 
 # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011): the worked examples

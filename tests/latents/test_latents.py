@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples, of_version_1
+from conftest import SHAPE, STEPS, capture_info, latents_of, make_samples, of_version_1, write_capture
 from lvd.capture.labels import label
 from lvd.errors import LvdError
 from lvd.files import file_sha256
@@ -27,9 +27,17 @@ from lvd.latents import journal, writer
 from lvd.latents.format import SPLITS, UNLABELLED, Categories, read_info, read_samples, write_samples
 from lvd.latents.journal import Entry
 from lvd.latents.reader import CaptureReader, StepReader
-from lvd.latents.splits import FRACTIONS, assign_splits, default_prompt_id, fold, near_copies
+from lvd.latents.splits import (
+    FRACTIONS,
+    assign_splits,
+    count_near_duplicates,
+    default_prompt_id,
+    fold,
+    near_copies,
+)
 from lvd.latents.verify import verify
 from lvd.latents.writer import to_float16
+from lvd.report.tables import print_labels
 
 COUNT = 12
 SAMPLE_BYTES = 2 * int(np.prod(SHAPE))
@@ -496,6 +504,26 @@ def test_near_copies_are_those_with_most_content_words_in_common() -> None:
         "of the",
     ]
     assert sorted(near_copies(prompts)) == [(0, 1), (0, 3), (4, 5)]
+
+
+def test_a_capture_tells_how_many_prompts_are_near_duplicates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ["a red three drifting left", "A red three, drifting left!", "drifting left: the red three"]
+    samples = make_samples(8)
+    for number, prompt in enumerate([*prompts, "a blue boat on a lake", "a blue boat at the lake"]):
+        samples[number] = replace(samples[number], prompt=prompt)
+    assert count_near_duplicates(samples) == 4  # of the first two, which are the same prompt, one counts
+    capture = write_capture(tmp_path / "mine", 8)
+    write_samples(capture, samples)
+    print_labels(capture, {})
+    assert "4 prompts are near-duplicates of another one" in capsys.readouterr().out
+    write_samples(capture, [replace(sample, categories=UNLABELLED) for sample in samples])
+    print_labels(capture, {})
+    assert "4 prompts are near-duplicates of another one" in capsys.readouterr().out
+    write_samples(capture, make_samples(8))
+    print_labels(capture, {})
+    assert "near-duplicates" not in capsys.readouterr().out
 
 
 def test_prompts_of_one_template_are_no_near_copies() -> None:
