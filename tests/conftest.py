@@ -33,6 +33,7 @@ from lvd.latents.splits import assign_splits
 from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.origin import Origin
 from support.commands import Shell
+from support.hub import Hub, stand_in
 
 settings.register_profile("lvd", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("lvd")
@@ -122,6 +123,27 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in that huggingface_hub takes for the Hub, in this process."""
+    import huggingface_hub.constants
+
+    monkeypatch.chdir(tmp_path)
+    with stand_in() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            huggingface_hub.constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the tests' own may be set
+        huggingface_hub.close_session()
+        yield hub
+    huggingface_hub.close_session()
 
 
 @pytest.fixture(scope="session", autouse=True)

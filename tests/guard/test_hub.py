@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -16,7 +15,7 @@ from lvd.errors import LvdError
 from lvd.guard import Guard
 from lvd.guard.push import push_bundle
 from support.commands import ROOT
-from support.hub import Hub, stand_in
+from support.hub import Hub
 
 NAME = "org/mine"
 
@@ -26,31 +25,8 @@ def bundle(exported: Path) -> Path:
     return exported / "bundle"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.chdir(tmp_path)
-    with stand_in() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # the tests' own may be set
-        huggingface_hub.close_session()
-        yield hub
-
-
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
-
-
-@pytest.fixture(autouse=True)
-def online_again() -> Iterator[None]:
-    yield
     huggingface_hub.close_session()
 
 

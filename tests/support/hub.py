@@ -189,7 +189,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 one = json.loads(line)
                 key, value = one["key"], one["value"]
                 if key == "header":
-                    assert value["parentCommit"] == commit
+                    assert value.get("parentCommit", commit) == commit
                 elif key == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif key == "lfsFile":
@@ -200,18 +200,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             oid = hub[name].commit(files)
             self._answer(200, {"commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"})
 
-    name = r"([\w.-]+/[\w.-]+)"
+    name, api = r"([\w.-]+/[\w.-]+)", "/api/(?:models|datasets)"
+    of_either = rf"(?:/datasets)?/{name}"
     _ROUTES = {
         "POST /api/repos/create": Handler.create,
         "POST /api/validate-yaml": Handler.validate,
-        f"GET /api/models/{name}": Handler.info,
-        f"GET /api/models/{name}/revision/(.+)": Handler.info,
-        f"GET /api/models/{name}/tree/([^/]+)/?": Handler.tree,
-        f"(?:GET|HEAD) /{name}/resolve/([^/]+)/(.+)": Handler.resolve,
-        f"POST /api/models/{name}/preupload/(.+)": Handler.preupload,
-        rf"POST /{name}\.git/info/lfs/objects/batch": Handler.batch,
+        f"GET {api}/{name}": Handler.info,
+        f"GET {api}/{name}/revision/(.+)": Handler.info,
+        f"GET {api}/{name}/tree/([^/]+)/?": Handler.tree,
+        f"(?:GET|HEAD) {of_either}/resolve/([^/]+)/(.+)": Handler.resolve,
+        f"POST {api}/{name}/preupload/(.+)": Handler.preupload,
+        rf"POST {of_either}\.git/info/lfs/objects/batch": Handler.batch,
         "PUT /upload/(.+)": Handler.upload,
-        f"POST /api/models/{name}/commit/(.+)": Handler.commit,
+        f"POST {api}/{name}/commit/(.+)": Handler.commit,
     }
     return Handler
 
