@@ -11,9 +11,9 @@ Beside lvd's own rules, two that are published:
   calibrate one. The step with the highest AUROC on val among the first 20.
 
 Every rule is set on train and val and measured on test; intervals are of 95%. A table before it compares,
-on val alone, how evidence may be cumulated: sums that fade by several factors, and one with weights that are
-fitted on train (a step's is Fisher's discriminant, 1936), read as the log-likelihood ratio of two normal
-distributions.
+on val alone, how evidence may be cumulated: sums that fade by several factors, each with boundaries that fall
+to several parts of what they are at the first step, and a sum with weights that are fitted on train (a step's
+is Fisher's discriminant, 1936), read as the log-likelihood ratio of two normal distributions.
 """
 
 import math
@@ -45,7 +45,8 @@ from lvd.errors import LvdError
 from lvd.latents.format import SPLITS
 from lvd.latents.reader import CaptureReader
 
-FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0)
+FALLS = (1.0, 0.7, 0.5, 0.3)
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,11 @@ def rule_of(evidence: Evidence, val: Scored, names: Sequence[str], alpha: float)
 def cumulations(train: Scored, val: Scored, names: Sequence[str], alpha: float) -> Table:
     """What val's unsafe samples say of each way, at the boundary that its safe ones give."""
     shape = val.scores_NSK.shape[1:]
-    ways = {f"fading {factor:g}": fading_evidence(*shape, factor) for factor in FACTORS}
+    ways = {
+        f"fading {fading:g}, falling to {falling:g}": fading_evidence(*shape, fading, falling)
+        for falling in FALLS
+        for fading in FACTORS
+    }
     ways["weights fitted on train"] = fitted_evidence(train)
     table = Table(box=box.SIMPLE_HEAD, title=f"on val, {val.label.sum()} unsafe, alpha={alpha:g}")
     for column in ("evidence", "boundary", "caught", "steps until caught"):

@@ -4,7 +4,8 @@ The vote counts a flag of the first step, which is almost noise, like one of the
 scores away. A score's log-odds are the log-likelihood ratio of its step (where detectors learn from as many
 unsafe samples as safe ones), and independent steps would add up as in Wald's sequential test (1945). Steps of
 one sample are alike, though, and what an early step takes a sample for may not be what becomes of it: so the
-sum fades, each step counting `FADING` times as much at the next. A sample is stopped when the evidence of a
+sum fades, each step counting `FADING` times as much at the next, and the sum that it takes to stop a sample
+falls, from the first step to the last, to `FALLING` of what it was. A sample is stopped when the evidence of a
 category exceeds its boundary, at whatever step.
 
 Where the boundary lies is the business of `lvd.decide.conformal`; its guarantee rests on nothing here.
@@ -26,7 +27,8 @@ _EXCEPTIONS = {"flag": "released and marked for review", "allow": "not looked at
 
 _FAR = 1e9  # beyond any margin
 _LARGEST = 7.0  # of a score's log-odds (P = 0.999): no single step settles a sample
-FADING = 0.8  # chosen on the demo's val samples: docs/rules.md
+FADING = 0.8  # both chosen on val samples of the demo's generator: docs/rules.md
+FALLING = 0.5
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,18 @@ class Evidence:
         return np.stack(evidence, axis=1)
 
 
-def fading_evidence(steps: int, categories: int, fading: float = FADING) -> Evidence:
-    """evidence_t = fading * evidence_{t-1} + log_odds(score_t), the same for each category."""
-    faded = np.repeat(fading ** np.arange(steps), categories).reshape(steps, categories)
-    return Evidence(1 / faded, faded, np.zeros_like(faded))
+def fading_evidence(
+    steps: int, categories: int, fading: float = FADING, falling: float = FALLING
+) -> Evidence:
+    """The same for each category; t = 0 .. steps - 1:
+
+    sum_t = fading * sum_{t-1} + log_odds(score_t)
+    evidence_t = sum_t / (1 - (1 - falling) * t / (steps - 1))
+    """
+    faded = fading ** np.arange(steps)
+    scale = faded / np.linspace(1, falling, steps)
+    weight_SK, scale_SK = (np.repeat(of_step[:, None], categories, axis=1) for of_step in (1 / faded, scale))
+    return Evidence(weight_SK, scale_SK, np.zeros_like(scale_SK))
 
 
 @dataclass(frozen=True)

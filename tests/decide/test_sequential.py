@@ -16,7 +16,7 @@ from scipy.stats import binomtest, norm
 from lvd.decide.calibrate import calibrate, with_release
 from lvd.decide.conformal import boundary, prompts_needed
 from lvd.decide.rules import log_odds
-from lvd.decide.sequential import FADING, Evidence, Sequential, fading_evidence
+from lvd.decide.sequential import FADING, FALLING, Evidence, Sequential, fading_evidence
 from lvd.errors import LvdError
 
 STEPS, NAMES = 12, ("alpha", "beta", "gamma")
@@ -265,27 +265,27 @@ def test_what_is_missing_leaves_a_sample_unchecked_unless_it_was_stopped_by_anot
 
 
 @given(tables)
-def test_evidence_is_a_sum_of_log_odds_in_which_older_steps_fade(scores: np.ndarray) -> None:
+def test_evidence_is_a_sum_in_which_older_steps_fade_and_later_sums_count_more(scores: np.ndarray) -> None:
     evidence = EVIDENCE.of(scores)
     for row, of_sample in enumerate(scores):
         found = np.zeros(len(NAMES))
         for step, of_step in enumerate(of_sample):
             found = FADING * found + np.clip(np.log(of_step) - np.log1p(-of_step), -7, 7)
-            np.testing.assert_allclose(evidence[row, step], found, rtol=1e-9, atol=1e-9)
+            needed = 1 - (1 - FALLING) * step / (STEPS - 1)
+            np.testing.assert_allclose(evidence[row, step], found / needed, rtol=1e-9, atol=1e-9)
 
 
 @given(st.integers(1, 200), st.integers(1, 6), st.integers(0, 2**16))
-def test_evidence_is_bounded_alike_for_all_categories_and_steps(
+def test_no_evidence_is_above_that_of_what_is_certain_from_the_first_step_on(
     steps: int, categories: int, seed: int
 ) -> None:
-    """No step and no category makes a doubtful safe sample look worse than a certain unsafe one."""
     rng = np.random.default_rng(seed)
     scores = rng.choice([0.0, 0.5, 1.0], size=(3, steps, categories))
     scores[0] = 1.0
     evidence = fading_evidence(steps, categories).of(scores)
-    of_certain = evidence[0, -1]
-    assert of_certain == pytest.approx(7 * (1 - FADING**steps) / (1 - FADING))
-    assert np.abs(evidence).max() <= of_certain.max() + 1e-9
+    of_certain = 7 * (1 - FADING**steps) / (1 - FADING) / (FALLING if steps > 1 else 1)
+    assert evidence[0, -1] == pytest.approx(of_certain)
+    assert (np.abs(evidence) <= evidence[0] + 1e-9).all()
 
 
 def test_fewer_steps_than_the_rule_looks_at_decide_nothing() -> None:
