@@ -5,8 +5,8 @@ scores away. A score's log-odds are the log-likelihood ratio of its step (where 
 unsafe samples as safe ones), and independent steps would add up as in Wald's sequential test (1945). Steps of
 one sample are alike, though, and what an early step takes a sample for may not be what becomes of it: so the
 sum fades, each step counting `FADING` times as much at the next, and the sum that it takes to stop a sample
-falls, from the first step to the last, to `FALLING` of what it was. A sample is stopped when the evidence of a
-category exceeds its boundary, at whatever step.
+falls, from the first step to the last, to `FALLING` of what it was. A sample is stopped when the evidence of
+a category exceeds its boundary, at whatever step.
 
 Where the boundary lies is the business of `lvd.decide.conformal`; its guarantee rests on nothing here.
 
