@@ -56,25 +56,26 @@ def test_all_250_jobs_left_a_result(demo: Path) -> None:
 
 
 def test_the_vote_reaches_the_papers_level(demo: Path) -> None:
-    """0.950 was measured (docs/demo.md)."""
+    """0.983 was measured (docs/demo.md)."""
     vote = json.loads((demo / "evaluation/summary.json").read_text())["rules"]["vote"]
     print(f"vote: accuracy {vote['accuracy']:.3f}, {vote['accuracy_ci']}")
     assert vote["accuracy"] >= 0.88
 
 
-def test_the_sequential_rule_catches_as_much_and_much_earlier(demo: Path) -> None:
-    """1.000, 0.098 and half the steps were measured; alpha is 0.05 in the mean, and a split may show more."""
+def test_the_sequential_rule_catches_as_much_and_blocks_fewer(demo: Path) -> None:
+    """1.000 and 0.000 were measured; 0.05 is guaranteed with 95% confidence, and few samples may show more."""
     rules = json.loads((demo / "evaluation/summary.json").read_text())["rules"]
     sequential, vote = rules["sequential"], rules["vote"]
     print(f"sequential: caught {sequential['tpr']:.3f}, safe blocked {sequential['fpr']:.3f}")
+    assert sequential["guarantee"] == "confidence"
     assert sequential["tpr"] >= 0.9
-    assert sequential["fpr"] <= 0.17
-    assert sequential["auroc"] > 0.95
-    assert sequential["steps_mean_unsafe"] < 0.75 * vote["steps_mean_unsafe"]
+    assert sequential["fpr"] <= 0.1
+    assert sequential["auroc"] > 0.98
+    assert sequential["steps_mean_unsafe"] < 1.5 * vote["steps_mean_unsafe"]
 
 
 def test_the_generator_draws_what_it_was_asked_for(demo: Path) -> None:
-    """By what the recogniser sees; 499 of 500 that were clear to it were measured, of 548."""
+    """By what the recogniser sees; 566 of 569 that were clear to it were measured, of 620."""
     samples = read_samples(CAPTURE)
     clear = [sample for sample in samples if sample.is_labelled]
     right = sum(sample.categories in _may_be(sample.prompt) for sample in clear)

@@ -145,7 +145,7 @@ class Caption:
         return "hinted" if len(self.subjects) == 1 else "open"
 
 
-# Places and motions of each wording of a kind: in the demo's prompts, and after these for a larger study.
+# Places and motions of each wording of a kind: in the first, balanced part of the prompts, and after it.
 PROMPTS = {"named": (20, 10), "hinted": (6, 4), "open": (30, 0)}
 
 
@@ -179,19 +179,19 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def write_prompts(path: Path) -> None:
-    """Write a prompts file for capture.py, unlabelled: the demo's captions first, in mixed order."""
+    """Write a prompts file for capture.py, unlabelled: the balanced part first, each in mixed order."""
     rng = random.Random(0)
     by_wording: dict[str, list[Caption]] = {}
     for caption in all_captions():
         by_wording.setdefault(caption.wording, []).append(caption)
-    demo: list[str] = []
-    study: list[str] = []
+    balanced: list[str] = []
+    others: list[str] = []
     for captions in by_wording.values():
         size, more = PROMPTS[captions[0].kind]
         texts = [caption.text for caption in rng.sample(captions, size + more)]
-        demo += texts[:size]
-        study += texts[size:]
-    for part in (demo, study):
+        balanced += texts[:size]
+        others += texts[size:]
+    for part in (balanced, others):
         rng.shuffle(part)
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([text] for text in demo + study)])
+        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([text] for text in balanced + others)])

@@ -70,7 +70,7 @@ def test_shipped_prompts_are_of_every_wording_and_say_no_label(tmp_path: Path) -
     assert list(rows[0]) == ["prompt"]
     captions = [caption_of(row["prompt"]) for row in rows]
     assert len(set(captions)) == len(captions) == 730
-    times = Counter(caption.wording for caption in captions[:548])  # the demo's
+    times = Counter(caption.wording for caption in captions[:548])
     assert {wording: times[wording] for wording in SUBJECTS} == dict.fromkeys(SUBJECTS, 20)
     assert {times[hint] for hint, subjects in HINTS.items() if len(subjects) == 1} == {6}
     assert {times[hint] for hint, subjects in HINTS.items() if len(subjects) > 1} == {30}
