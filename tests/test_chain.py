@@ -63,7 +63,7 @@ def test_the_vote_reaches_the_papers_level(demo: Path) -> None:
 
 
 def test_the_sequential_rule_catches_as_much_and_blocks_fewer(demo: Path) -> None:
-    """1.000 and 0.000 were measured; 0.05 is guaranteed with 95% confidence, and few samples may show more."""
+    """1.000 and 0.000 were measured; 0.05 is guaranteed with 95% confidence; few samples may show more."""
     rules = json.loads((demo / "evaluation/summary.json").read_text())["rules"]
     sequential, vote = rules["sequential"], rules["vote"]
     print(f"sequential: caught {sequential['tpr']:.3f}, safe blocked {sequential['fpr']:.3f}")
