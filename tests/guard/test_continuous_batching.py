@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import StubPipeline, bundle_info, stub_guard, untrained_run
-from lvd.decide.rules import Vote
+from conftest import StubPipeline, stub_guard
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Guard
 from lvd.guard.audit import records, verify
-from lvd.guard.export import export_bundle
 from support.commands import ROOT
+from support.examples import options_with_a_bundle
 
 EXAMPLE = ROOT / "examples" / "continuous_batching.py"
 STEPS = 6  # of `bundle_info`
@@ -127,12 +126,8 @@ def test_a_request_with_another_scheduler_or_that_fails_leaves_the_others_alone(
 def test_the_example_runs_from_a_bundle_as_it_is_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = untrained_run(tmp_path / "run", lambda name, step: "head", steps=2)
-    info = bundle_info(StubPipeline(), steps=4, rule=Vote(2, 1.0, 0.999))
-    digest = export_bundle(tmp_path / "bundle", run, info)
     log = tmp_path / "audit.jsonl"
-    arguments = [str(tmp_path / "bundle"), "--digest", digest, "--audit", str(log), "--prompt", "a", "b"]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *options_with_a_bundle(tmp_path, log)])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     for prompt, line in zip("ab", capsys.readouterr().out.splitlines(), strict=True):
         assert line == f"{prompt}: a latent [1, 4, 8, 8, 8] to decode"

@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import NAMES, Scripted, StubPipeline, bundle_info, stub_guard, untrained_run
-from lvd.decide.rules import Vote
+from conftest import NAMES, Scripted, StubPipeline, bundle_info, stub_guard
 from lvd.errors import LvdError
 from lvd.guard import AuditLog, Decision, Guard, Session
 from lvd.guard.audit import verify
 from lvd.guard.bundle import Bundle
-from lvd.guard.export import export_bundle
+from support.examples import options_with_a_bundle
 
 STEPS, ETA = 6, 4  # of `bundle_info`
 SHAPE = StubPipeline.shape
@@ -437,12 +436,8 @@ def test_the_few_step_loop_releases_what_an_unguarded_one_makes_and_stops_when_a
 def test_the_example_runs_from_a_bundle_as_it_is_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = untrained_run(tmp_path / "run", lambda name, step: "head", steps=2)
-    info = bundle_info(StubPipeline(), steps=4, rule=Vote(2, 1.0, 0.999))
-    digest = export_bundle(tmp_path / "bundle", run, info)
     log = tmp_path / "audit.jsonl"
-    arguments = [str(tmp_path / "bundle"), "--digest", digest, "--audit", str(log), "--prompt", "a", "b"]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *options_with_a_bundle(tmp_path, log)])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     a, b = capsys.readouterr().out.splitlines()
     assert a.startswith("a: safe (")
