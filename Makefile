@@ -26,7 +26,7 @@ demo: .venv/installed
 
 study: .venv/installed
 	$(call trained,study,videos_per_prompt=5)
-	$(BIN)/python evaluate.py name=study eta=20 lam=0.6 decision=sequential alpha=0.02
+	$(BIN)/python evaluate.py name=study eta=20 lam=0.6 decision=sequential alpha=0.01
 	$(BIN)/python -m lvd.demo.prompt_filter --capture captures/study --run runs/study
 
 test: .venv/installed

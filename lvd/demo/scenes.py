@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lvd.errors import LvdError
+from lvd.latents.splits import near_copies
 
 FRAMES = 8
 SIZE = 64  # pixels, height and width
@@ -145,8 +146,9 @@ class Caption:
         return "hinted" if len(self.subjects) == 1 else "open"
 
 
-# Places and motions of each wording of a kind: in the first, balanced part of the prompts, and after it.
-PROMPTS = {"named": (20, 10), "hinted": (6, 4), "open": (30, 0)}
+# Places and motions of each wording of a kind in the parts of the prompts: the first, which is balanced, the
+# second, and at most so many in the last.
+PROMPTS = {"named": (20, 10, 0), "hinted": (6, 4, 16), "open": (30, 0, 0)}
 
 
 def all_captions() -> list[Caption]:
@@ -179,19 +181,37 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def write_prompts(path: Path) -> None:
-    """Write a prompts file for capture.py, unlabelled: the balanced part first, each in mixed order."""
+    """Write a prompts file for capture.py, unlabelled: part after part, each in mixed order.
+
+    A part is drawn after those before it, so that prompts can be added and the others stay. The last is for
+    calibration, which counts near copies as one: no prompt of it is near one of the parts before.
+    """
     rng = random.Random(0)
     by_wording: dict[str, list[Caption]] = {}
     for caption in all_captions():
         by_wording.setdefault(caption.wording, []).append(caption)
-    balanced: list[str] = []
-    others: list[str] = []
+    first: list[Caption] = []
+    second: list[Caption] = []
+    last: list[Caption] = []
     for captions in by_wording.values():
-        size, more = PROMPTS[captions[0].kind]
-        texts = [caption.text for caption in rng.sample(captions, size + more)]
-        balanced += texts[:size]
-        others += texts[size:]
-    for part in (balanced, others):
-        rng.shuffle(part)
+        balanced, more, _ = PROMPTS[captions[0].kind]
+        drawn = rng.sample(captions, balanced + more)
+        first += drawn[:balanced]
+        second += drawn[balanced:]
+    rng.shuffle(first)
+    rng.shuffle(second)
+    unlike = _unlike(all_captions(), first + second)
+    for wording, captions in by_wording.items():
+        left = [caption for caption in unlike if caption.wording == wording]
+        last += rng.sample(left, min(PROMPTS[captions[0].kind][2], len(left)))
+    rng.shuffle(last)
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([["prompt"], *([text] for text in balanced + others)])
+        rows = [[caption.text] for caption in first + second + last]
+        csv.writer(file, lineterminator="\n").writerows([["prompt"], *rows])
+
+
+def _unlike(captions: list[Caption], others: list[Caption]) -> list[Caption]:
+    """The captions that are no near copy of another one."""
+    pairs = near_copies([caption.text for caption in (*others, *captions)])
+    near = {later - len(others) for first, later in pairs if first < len(others) <= later}
+    return [caption for number, caption in enumerate(captions) if number not in near]

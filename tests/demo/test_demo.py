@@ -69,7 +69,7 @@ def test_shipped_prompts_are_of_every_wording_and_say_no_label(tmp_path: Path) -
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["prompt"]
     captions = [caption_of(row["prompt"]) for row in rows]
-    assert len(set(captions)) == len(captions) == 730
+    assert len(set(captions)) == len(captions) == 888
     times = Counter(caption.wording for caption in captions[:548])
     assert {wording: times[wording] for wording in SUBJECTS} == dict.fromkeys(SUBJECTS, 20)
     assert {times[hint] for hint, subjects in HINTS.items() if len(subjects) == 1} == {6}
