@@ -15,7 +15,7 @@ from lvd.typed import typed
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def evaluation(cfg: DictConfig) -> None:
-    from lvd.capture.frames import decoding_device
+    from lvd.capture.frames import inference_device
     from lvd.evaluation.comparison import ABOUT
     from lvd.evaluation.log import log_evaluation
     from lvd.evaluation.printed import print_evaluation
@@ -27,7 +27,7 @@ def evaluation(cfg: DictConfig) -> None:
         config = typed(cfg, EvaluateConfig)
         capture_dir, run_dirs = capture_to_measure(config), config.run_dirs
         evaluations, compared = evaluate_runs(
-            capture_dir, run_dirs, config, decoding_device(config.accelerator)
+            capture_dir, run_dirs, config, inference_device(config.accelerator)
         )
         for found, run_dir in zip(evaluations, run_dirs, strict=True):
             settings = {**asdict(config), "name": run_dir.name, "capture": capture_dir.name}

@@ -18,7 +18,8 @@ within     the same, of the pairs of an unsafe and a safe video that have one pr
            the prompt
 
 `--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
-Settings of train.py may follow, `trunk.batches=800`; `--against` prints the differences to another output.
+Settings of train.py may follow, `trunk.batches=800 accelerator=gpu`; `--against` prints the differences to
+another output. Without heads (`--unified`) and without accuracy (`--undecided`), all time is the trunk's.
 `--runs runs/study` adds what the outputs of that run's trunk reach; it may have learned from another capture.
 All lines are then of the test samples whose prompts no such run has learned from.
 
@@ -56,6 +57,7 @@ from learning_table import (
 )
 from safetensors.torch import load_file, save
 
+from lvd.capture.frames import inference_device
 from lvd.config import TrainConfig
 from lvd.detect.bank import score_step, step_features
 from lvd.detect.detector_training import train_detector
@@ -79,13 +81,13 @@ SCRATCH = (4, 9, 19)  # steps that networks from scratch are trained at
 class Draw:
     """So many videos a category (None: all there are), drawn by a seed, to train one family of detectors."""
 
-    family: str  # trunk (heads and unified) or scratch
+    kinds: tuple[str, ...]  # of a trunk: heads, unified or both; or scratch
     videos: int | None
     seed: int
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("heads", "unified") if self.family == "trunk" else ("scratch",)
+    def family(self) -> str:
+        return "scratch" if self.kinds == ("scratch",) else "trunk"
 
     @property
     def size(self) -> str:
@@ -115,40 +117,50 @@ def train_and_score(
             if not (kept / "config.json").is_file():  # written last
                 train_trunk(capture, kept, config.trunk, Setup(config.encoder, config, draw.seed))
             shutil.copytree(kept, run / "trunk")
+        device = inference_device(config.accelerator)
+        if draw.kinds == ("unified",):
+            return {"unified": by_trunk(test_part(capture), run, steps, device)}
         recipe = replace(config.detector, init=draw.family, cache=draw.family == "scratch")
         for step, name in product(steps, capture.info.category_names):
             cell = Cell(name, step)
             setup = Setup(config.encoder, config, cell_seed(draw.seed, cell))
             train_detector(capture, run, run / cell.path, name, step, recipe, setup)
-        return scores_of(capture, run, steps)
+        return scores_of(capture, run, steps, device)
 
 
-def scores_of(capture: CaptureReader, run: Path, steps: Sequence[int]) -> dict[str, Scores]:
+def test_part(capture: CaptureReader) -> Part:
+    """The labelled test samples alone: no features are computed of others."""
+    return Part(capture, {row: capture.samples[row] for row in labelled_rows(capture.samples, "test")})
+
+
+def scores_of(
+    capture: CaptureReader, run: Path, steps: Sequence[int], device: torch.device
+) -> dict[str, Scores]:
     """Of the test samples, by each kind of detectors that a run has."""
     rows = labelled_rows(capture.samples, "test")
     digest = trunk_digest(run / "trunk")
-    grid = {step: score_step(capture, run, digest, step, rows, {})[0] for step in steps}
+    grid = {step: score_step(capture, run, digest, step, rows, {}, device)[0] for step in steps}
     if digest is None:
         return {"scratch": grid}
-    return {"heads": grid, "unified": by_trunk(capture, run, steps)}
+    return {"heads": grid, "unified": by_trunk(capture, run, steps, device)}
 
 
-def by_trunk(capture: CaptureReader, run: Path, steps: Sequence[int]) -> Scores:
+def by_trunk(capture: CaptureReader, run: Path, steps: Sequence[int], device: torch.device) -> Scores:
     """Of the test samples, by the outputs of a run's trunk."""
     rows = labelled_rows(capture.samples, "test")
     digest = trunk_digest(run / "trunk")
     assert digest is not None
     output = load_trunk(run / "trunk").output.requires_grad_(False)
-    features = {step: step_features(capture, run / "trunk", digest, step)[rows] for step in steps}
+    features = {step: step_features(capture, run / "trunk", digest, step, device)[rows] for step in steps}
     return {step: output(of_step).sigmoid() for step, of_step in features.items()}
 
 
-def of_run(capture: CaptureReader, run: Path, steps: Sequence[int]) -> Scores:
+def of_run(capture: CaptureReader, run: Path, steps: Sequence[int], device: torch.device) -> Scores:
     """The same of a run that was trained before; nothing is written there."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / run.name
         shutil.copytree(run / "trunk", copy / "trunk", ignore=shutil.ignore_patterns("features", "wandb"))
-        return by_trunk(capture, copy, steps)
+        return by_trunk(capture, copy, steps, device)
 
 
 def table_steps(capture: CaptureReader, *, decide: bool) -> list[int]:
@@ -227,19 +239,21 @@ def main() -> None:
     )
 
     sizes = [None if size == "all" else int(size) for size in args.videos]
-    plan = [Draw("trunk", size, seed) for seed in range(args.draws) for size in sizes]
-    plan += [Draw("scratch", size, seed) for seed in range(args.scratch_draws) for size in sizes]
+    kinds = ("unified",) if args.unified else ("heads", "unified")
+    plan = [Draw(kinds, size, seed) for seed in range(args.draws) for size in sizes]
+    plan += [Draw(("scratch",), size, seed) for seed in range(args.scratch_draws) for size in sizes]
     train_plan(capture, plan, args.output, config, decide=not args.undecided)
 
     unseen = unseen_by(capture, args.runs)
     test, scores = test_samples(capture, unseen), measured(plan, args.output)
     scores = {key: {seed: only(of, unseen) for seed, of in found.items()} for key, found in scores.items()}
-    kinds = dict.fromkeys(kind for draw in plan for kind in draw.kinds)
-    keys = [(kind, size) for kind in kinds for size in args.videos if (kind, size) in scores]
+    planned = dict.fromkeys(kind for draw in plan for kind in draw.kinds)
+    keys = [(kind, size) for kind in planned for size in args.videos if (kind, size) in scores]
     rows = {key: (len(scores[key]), estimates(list(scores[key].values()), test)) for key in keys}
     for run in args.runs:
         part = Part(capture, dict(zip(test.rows, test.samples, strict=True)))
-        found = of_run(part, run, table_steps(capture, decide=not args.undecided))
+        steps = table_steps(capture, decide=not args.undecided)
+        found = of_run(part, run, steps, inference_device(config.accelerator))
         rows[f"unified, run {run.name}", "all"] = 1, estimates([found], test)
     train = [s for s in capture.samples if s.split == "train" and s.is_labelled]
     of_category = {name: sum(s.has(name) for s in train) for name in capture.info.category_names}
@@ -272,6 +286,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--undecided", action="store_true", help="only the table's steps, no accuracy: faster"
     )
+    parser.add_argument("--unified", action="store_true", help="only the trunk's outputs, no heads: faster")
     parser.add_argument("--on", choices=("test", "val"), default="test")
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="trained runs, a line for each")
     parser.add_argument("--against", type=Path, help="another output, of another recipe")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import NAMES
 from lvd.decide.intervals import auroc_interval
@@ -179,6 +180,20 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
         curves("--on", "val", "--runs", "runs/own")
     with pytest.raises(LvdError, match=r"settings.json has other settings than these: give another --output"):
         curves("--draws", "2", "trunk.batches=5")
+
+
+def test_the_trunks_outputs_alone_are_what_they_are_with_heads(
+    curves: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves("--draws", "1", "--scratch-draws", "0")
+    with_heads = tmp_path / "out"
+    curves("--draws", "1", "--scratch-draws", "0", "--unified", "--output", str(tmp_path / "alone"))
+    assert "| heads |" not in capsys.readouterr().out.rsplit("test_samples", 1)[1]
+    scores, alone = (load_file(of / "unified_3_0.safetensors") for of in (with_heads, tmp_path / "alone"))
+    assert scores.keys() == alone.keys()
+    for step, of_step in scores.items():
+        torch.testing.assert_close(alone[step], of_step)
+    assert not list((tmp_path / "alone").glob("heads*"))
 
 
 # ---- the figure

@@ -54,8 +54,8 @@ def decode_clips(vae: Any, x0_BCFHW: Tensor, shape: FrameShape) -> Tensor:
     return clips_BFCHW.transpose(1, 2)
 
 
-def decoding_device(accelerator: str) -> torch.device:
-    """Where frames are decoded, by Lightning's word for where a job trains."""
+def inference_device(accelerator: str) -> torch.device:
+    """Where frames are decoded and trained networks run, by Lightning's word for where a job trains."""
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -57,11 +57,18 @@ class Scored:
         return np.asarray(self.categories_NK.any(axis=1))
 
 
-def step_features(capture: CaptureReader, trunk_dir: Path, trunk_sha256: str, step: int) -> Tensor:
-    """The trunk's features `[samples, D]` float32 of every sample at one step.
+def step_features(
+    capture: CaptureReader,
+    trunk_dir: Path,
+    trunk_sha256: str,
+    step: int,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The trunk's features `[samples, D]` float32 of every sample at one step, on the CPU.
 
     Computed once, by whoever comes first, and kept beside the trunk with the digests of the trunk and the
-    capture they belong to. `trunk_sha256` is `trunk_digest(trunk_dir)`, computed once for many steps.
+    capture they belong to. `trunk_sha256` is `trunk_digest(trunk_dir)`, computed once for many steps;
+    `device` is where they are computed, None: the CPU.
     """
     path = trunk_dir / "features" / f"{step_name(step)}.safetensors"
     origin = {"trunk": trunk_sha256, "capture": capture.latents_digest}
@@ -77,12 +84,13 @@ def step_features(capture: CaptureReader, trunk_dir: Path, trunk_sha256: str, st
     trunk = load_trunk(trunk_dir)
     if trunk.encoder.config.latent_shape != capture.info.origin.latent_shape:
         raise LvdError(f"{trunk_dir} was trained on latents {trunk.encoder.config.latent_shape}, not these")
+    trunk.to(device)
     latents = capture.step(step)
     parts = []
     with torch.inference_mode():
         for rows in _batches(range(len(latents))):
-            x0 = torch.from_numpy(latents.read(rows))
-            parts.append(trunk.features(x0, step))
+            x0 = torch.from_numpy(latents.read(rows)).to(device)
+            parts.append(trunk.features(x0, step).cpu())
     features = torch.cat(parts).clone()
     write_atomically(path, save({"features": features}, metadata=origin))
     return features
@@ -99,7 +107,7 @@ def score_step(
 ) -> tuple[Tensor, list[str]]:
     """Scores `[len(rows), K]` of every category's detector at one step, and what is missing, as messages.
 
-    `device` is for detectors of pixels, the one kind that is slow; None: the CPU.
+    `device` is where trunk and networks run; None: the CPU.
     A detector that is missing or unreadable leaves NaN in its column; `holes` has the categories whose
     detectors must not be used, and why.
     """
@@ -119,7 +127,7 @@ def score_step(
             if isinstance(detector, HeadDetector):
                 assert trunk_sha256 is not None  # else it would not have been loaded
                 if features is None:
-                    features = step_features(capture, run / "trunk", trunk_sha256, step)[list(rows)]
+                    features = step_features(capture, run / "trunk", trunk_sha256, step, device)[list(rows)]
                 scores[:, column] = detector(features).sigmoid()
             elif isinstance(detector, PixelDetector):
                 frames = step_frames(capture, step, FrameShape(*detector.frame_shape), device)
@@ -131,9 +139,11 @@ def score_step(
                 scores[:, column] = torch.cat(logits).sigmoid().cpu()
             else:
                 latents = capture.step(step)
-                scores[:, column] = torch.cat(
-                    [detector(torch.from_numpy(latents.read(part))).sigmoid() for part in _batches(rows)]
-                )
+                detector.to(device)
+                logits = [
+                    detector(torch.from_numpy(latents.read(part)).to(device)) for part in _batches(rows)
+                ]
+                scores[:, column] = torch.cat(logits).sigmoid().cpu()
     return scores, problems
 
 

@@ -8,7 +8,7 @@ from lightning import seed_everything
 from safetensors import safe_open
 from torch import Tensor
 
-from lvd.capture.frames import decoding_device, step_frames
+from lvd.capture.frames import inference_device, step_frames
 from lvd.detect.bank import step_features
 from lvd.detect.data import CellData, channel_statistics
 from lvd.detect.files import load_trunk, save_detector, trunk_digest
@@ -48,8 +48,8 @@ def train_detector(
     detector: Detector
     read: Callable[[Sequence[int]], Tensor] = _Stored(latents)
     fit = recipe.network
+    device = inference_device(setup.machine.accelerator)
     if pretrained is not None:
-        device = decoding_device(setup.machine.accelerator)
         read = _Stored(step_frames(capture, step, pretrained.frame_shape, device))
     if recipe.cache and (digest is None or recipe.tuning == "full"):
         read = _InMemory(read, sorted({*train[0], *val[0]}))
@@ -65,7 +65,7 @@ def train_detector(
         if recipe.tuning == "full":
             detector = NetworkDetector.from_trunk(load_trunk(run / "trunk"), output, step)
         else:
-            features = step_features(capture, run / "trunk", digest, step)
+            features = step_features(capture, run / "trunk", digest, step, device)
             detector = _head(features, run / "trunk", output, train[0])
             read, fit = features.__getitem__, recipe.head
 

@@ -102,6 +102,7 @@ class _ShowProgress(Callback):
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
+        self._said: list[str] = []  # by the last validation; a look at each batch would wait for the device
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step:  # it goes on
@@ -110,8 +111,10 @@ class _ShowProgress(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
-        auroc = trainer.callback_metrics.get("val/auroc")
-        self._advance(1, *([] if auroc is None else [f"val AUROC {auroc.item():.3f}"]))
+        self._advance(1, *self._said)
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._said = [f"val AUROC {trainer.callback_metrics['val/auroc'].item():.3f}"]
 
 
 def _drawn_positive_weight(capture: CaptureReader, rows: Sequence[int]) -> Tensor:

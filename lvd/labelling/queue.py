@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvd.capture.agreement import Judgement
-from lvd.capture.frames import decoding_device
+from lvd.capture.frames import inference_device
 from lvd.capture.labels import read_disagreements
 from lvd.capture.preview import write_missing_previews
 from lvd.labelling.suggest import Suggestions, of_file, of_run
@@ -49,7 +49,7 @@ def prepare(directory: Path, *, run: Path | None, suggestions: Path | None) -> Q
             is refused by `lvd.labelling.suggest`.
     """
     capture = CaptureReader(directory)
-    device = decoding_device("auto")
+    device = inference_device("auto")
     made = write_missing_previews(capture, device)
     if made:
         print(f"{made} previews are decoded from x0 of step {capture.info.stored_steps - 1}")
