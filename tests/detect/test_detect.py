@@ -437,6 +437,13 @@ def test_augmentation_shifts_by_at_most_shift_and_reverses_some() -> None:
     assert 60 < frames.count(2) < 140
 
 
+def test_what_a_shift_brings_in_is_the_edge_repeated() -> None:
+    columns = torch.arange(9.0)
+    out = augment(columns.expand(50, 2, 3, 9, 9), 2, torch.Generator().manual_seed(0))
+    shifted = {tuple(row) for row in out.flatten(0, 3).tolist()}
+    assert shifted == {tuple((columns + by).clamp(0, 8).tolist()) for by in range(-2, 3)}
+
+
 def test_no_shift_leaves_the_input_alone() -> None:
     x = latents().float()
     assert torch.equal(augment(x, 0, torch.Generator().manual_seed(0)), x)
