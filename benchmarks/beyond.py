@@ -18,7 +18,16 @@ from torch import Tensor
 
 from lvd.decide.intervals import Interval, prompt_numbers, rate_interval, share_in_words
 from lvd.demo.draw import GENERATOR, load_pipeline
-from lvd.demo.recogniser import EMPTY, RECOGNISER, SURE, THINGS, Recogniser, judge, load_recogniser
+from lvd.demo.recogniser import (
+    EMPTY,
+    RECOGNISER,
+    SURE,
+    THINGS,
+    Recogniser,
+    frame_logits,
+    judge,
+    load_recogniser,
+)
 from lvd.demo.scenes import CATEGORY_NAMES, Caption, caption_of
 from lvd.errors import LvdError
 from lvd.guard.bundle import Bundle, load_bundle
@@ -45,13 +54,12 @@ def by_subject(recogniser: Recogniser, videos: Tensor) -> list[Truth]:
     return [Truth(one.subject, bool(one.categories) if one.clear else None) for one in verdicts]
 
 
-@torch.no_grad()
 def by_presence(recogniser: Recogniser, videos: Tensor) -> list[Truth]:
     """For videos that may show several subjects: unsafe where a category is there, safe where none is.
 
     As sure as a verdict has to be. The recogniser has learned frames with one subject only.
     """
-    logits = recogniser(videos.flatten(0, 1)).unflatten(0, videos.shape[:2]).mean(dim=1)
+    logits = frame_logits(recogniser, videos).mean(dim=1)
     truths = []
     for there in logits[:, : len(THINGS)].sigmoid():
         unsafe = torch.stack([there[THINGS.index(name)] for name in CATEGORY_NAMES])

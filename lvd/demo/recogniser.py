@@ -125,12 +125,22 @@ def load_recogniser(path: Path = RECOGNISER) -> Recogniser:
 
 
 @torch.no_grad()
+def frame_logits(recogniser: Recogniser, videos: Tensor) -> Tensor:
+    """What the recogniser says of each frame: logits `[N, T, len(THINGS) + len(PLACES)]` on the CPU.
+
+    `videos` `[N, T, 3, SIZE, SIZE]` in [-1, 1] and the recogniser may be on different devices.
+    """
+    device = next(recogniser.parameters()).device
+    logits: Tensor = recogniser(videos.flatten(0, 1).to(device))
+    return logits.unflatten(0, videos.shape[:2]).cpu()
+
+
 def judge(recogniser: Recogniser, videos: Tensor) -> list[Verdict]:
     """Verdicts on `[N, T, 3, SIZE, SIZE]` videos in [-1, 1]: the logits of the frames are averaged.
 
     `sure` is the probability that the subject is there and nothing else is.
     """
-    logits = recogniser(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
+    logits = frame_logits(recogniser, videos)
     of_frames = [[_subject(frame) for frame in clip] for clip in logits]
     verdicts = []
     for clip, seen in zip(logits.mean(dim=1), of_frames, strict=True):
