@@ -131,8 +131,8 @@ def frame_logits(recogniser: Recogniser, videos: Tensor) -> Tensor:
     `videos` `[N, T, 3, SIZE, SIZE]` in [-1, 1] and the recogniser may be on different devices.
     """
     device = next(recogniser.parameters()).device
-    logits: Tensor = recogniser(videos.flatten(0, 1).to(device))
-    return logits.unflatten(0, videos.shape[:2]).cpu()
+    logits: Tensor = recogniser(videos.flatten(0, 1).to(device)).unflatten(0, videos.shape[:2])
+    return logits.cpu()
 
 
 def judge(recogniser: Recogniser, videos: Tensor) -> list[Verdict]:
