@@ -1,23 +1,33 @@
-"""The guard's share of a denoising step on a GPU, on real architectures at real sizes, as Markdown.
+"""What the guard and a capture add to a denoising step on a GPU, on real architectures, as Markdown.
 
-Weights are random, in bfloat16: time needs no real ones. A step is the network's calls for one video, twice
-where the pipeline guides by a second call, without text encoder and decoder; a check is `Session.check` of
-one x0 in five categories with the default detectors, the GPU waited for before and after. The last two
-columns are of whole samplings that nothing waits for but the guard: how much longer than unguarded they take
-with `lag` 0 and 1, the medians of three. The rotary embedding of CogVideoX is left out. Needs a GPU; what
-does not fit its memory is skipped by name.
+Weights are random, in bfloat16, and sizes real: time needs no real weights. A step is the network's calls for
+one video, twice where the pipeline guides by a second call, without text encoder and decoder; the rotary
+embedding of CogVideoX is left out. A stub pipeline makes these calls and steps a flow's scheduler: under
+`Guard` with `lag` 0 and 1 (five categories, the default detectors), and under capture.py's recorder, which
+writes to `--scratch`. What they add is what lies between the end of a step's network and the beginning of the
+next one's, by the GPU's own clock, less what lies there without them: medians over the steps but the first
+two and the last. A check alone is one that the GPU is waited for before and after. Needs a GPU; what does not
+fit its memory is skipped by name. Each row is printed as soon as it is measured.
+
+    python benchmarks/guard_gpu.py [--models Wan HunyuanVideo CogVideoX] [--steps 6]
 """
 
+import argparse
+import gc
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 from guard_step import CATEGORIES, HEADS, LAYERS, TUBELET, WIDTH
+from record_overhead import record_stub
+from stub_pipeline import StubPipeline
 from torch import Tensor, nn
 
 from lvd.decide.rules import Vote
@@ -25,6 +35,7 @@ from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
+from lvd.sampling.fingerprint import fingerprint, plain_config
 from lvd.sampling.origin import Origin
 
 LatentShape = tuple[int, int, int, int]
@@ -84,7 +95,6 @@ def _hunyuan_inputs(shape: LatentShape) -> dict[str, Tensor]:
 
 MODELS = (
     Model("Wan 2.1 1.3B, 832x480, 81 frames", 3, (16, 21, 60, 104), 2, _wan, _wan_inputs),
-    Model("CogVideoX-5B, 720x480, 49 frames", 11, (16, 13, 60, 90), 1, _cogvideox, _cogvideox_inputs),
     Model(
         "HunyuanVideo 13B, 512x320, 61 frames",
         26,
@@ -93,10 +103,11 @@ MODELS = (
         diffusers.HunyuanVideoTransformer3DModel,
         _hunyuan_inputs,
     ),
+    Model("CogVideoX-5B, 720x480, 49 frames", 11, (16, 13, 60, 90), 1, _cogvideox, _cogvideox_inputs),
 )
 
 
-def guard_of(shape: LatentShape, steps: int, lag: int = 0) -> Guard:
+def guard_of(pipe: StubPipeline, shape: LatentShape, steps: int, lag: int) -> Guard:
     """Default detectors with random weights, and a vote that looks at all steps and decides at the last."""
     encoder = EncoderConfig(shape, WIDTH, LAYERS, HEADS, choose_patch(shape, TUBELET), TUBELET)
     heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
@@ -106,10 +117,10 @@ def guard_of(shape: LatentShape, steps: int, lag: int = 0) -> Guard:
     origin = Origin(
         pipeline="",
         revision=None,
-        pipeline_class="",
-        fingerprint={},
-        scheduler="",
-        scheduler_config={},
+        pipeline_class=type(pipe).__name__,
+        fingerprint=fingerprint(pipe),
+        scheduler=type(pipe.scheduler).__name__,
+        scheduler_config=plain_config(pipe.scheduler.config),
         layout="BCFHW",
         steps=steps,
         guidance=None,
@@ -120,48 +131,83 @@ def guard_of(shape: LatentShape, steps: int, lag: int = 0) -> Guard:
     return Guard(Bundle(info, "", detectors), lag=lag)
 
 
-def measure(model: Model, device: str, steps: int) -> str:
-    """A row: medians over the steps, the first of which warms up."""
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds: of a step's network, of a check alone, and what lies between two steps' networks."""
+
+    step: float
+    check: float
+    bare: float
+    between: dict[str, float]
+
+    def row(self, name: str) -> str:
+        added = [f"{ms - self.bare:.2f} | {(ms - self.bare) / self.step:.3%}" for ms in self.between.values()]
+        return f"| {name} | {self.step:.0f} | {self.check:.2f} | {self.bare:.3f} | {' | '.join(added)} |"
+
+
+COLUMNS = (
+    *("model", "a step, ms", "a check alone, ms", "between steps without, ms"),
+    *("the guard adds, ms", "share", "with lag=1, ms", "share", "recording adds, ms", "share"),
+)
+
+
+@torch.inference_mode()
+def measure(model: Model, device: str, steps: int, scratch: Path | None = None) -> Measured:
+    """Of one model; `steps` is at least 4, of which the first two and the last are not counted."""
     placed = torch.device(device)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with placed:
-            network = model.build().eval().requires_grad_(False)
+            network = model.build().to(placed).eval().requires_grad_(False)
             inputs = model.inputs(model.latent_shape)
     finally:
         torch.set_default_dtype(default)
-    session = guard_of(model.latent_shape, steps).session(samples=1, steps=steps)
-    x0 = torch.randn(1, *model.latent_shape, device=placed)
-    of_step, of_check = [], []
 
-    @torch.inference_mode()
     def denoise() -> None:
         for _ in range(model.calls):
             network(**inputs, return_dict=False)
 
-    def sample(guard: Guard | None) -> None:
-        session = None if guard is None else guard.session(samples=1, steps=steps)
-        for step in range(steps):
-            denoise()
-            if session is not None:
-                session.check(step, x0)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = StubPipeline(scheduler, torch.randn(1, *model.latent_shape, device=placed), steps, denoise)
+    denoise()  # the first call chooses kernels
+    guards = [guard_of(pipe, model.latent_shape, steps, lag) for lag in (0, 1)]
+    check = _check_alone(guards[0], model.latent_shape, placed)
+    _check_alone(guards[1], model.latent_shape, placed)  # its detectors go to the device
 
-    for step in range(steps):
-        of_step.append(_seconds(denoise, placed))
-        of_check.append(_seconds(lambda at=step: session.check(at, x0), placed))
-    (decision,) = session.close()
-    assert len(decision.scores) == steps, decision.why
-    a_step, a_check = np.median(of_step[1:]), np.median(of_check[1:])
-    guards = [None, *(guard_of(model.latent_shape, steps, lag) for lag in (0, 1))]
-    for guard in guards[1:]:
-        sample(guard)  # its detectors go to the device
-    without, *with_lag = np.median(
-        [[_seconds(lambda each=guard: sample(each), placed) for guard in guards] for _ in range(3)], axis=0
-    )
-    longer = " | ".join(f"{seconds / without - 1:.3%}" for seconds in with_lag)
-    share = f"{a_check / a_step:.3%}"
-    return f"| {model.name} | {1000 * a_step:.0f} | {1000 * a_check:.2f} | {share} | {longer} |"
+    def under(guard: Guard) -> None:
+        (decision,) = guard(pipe, prompt=["a prompt"]).decisions
+        assert len(decision.scores) == steps, decision.why
+
+    pipe()
+    step, bare = statistics.median(pipe.of_network()[1:]), _between(pipe)
+    of_each = {}
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        capture = Path(folder) / "capture"
+        for name, call in {
+            "guard": lambda: under(guards[0]),
+            "lag=1": lambda: under(guards[1]),
+            "recording": lambda: record_stub(pipe, steps, 1, 1, capture),
+        }.items():
+            pipe.calls.clear()
+            call()
+            of_each[name] = 1000 * _between(pipe)
+    return Measured(1000 * step, 1000 * check, 1000 * bare, of_each)
+
+
+def _between(pipe: StubPipeline) -> float:
+    """Seconds of the last call; its last step ends with what nothing can be made beside."""
+    return statistics.median(pipe.between()[-1][2:-1])
+
+
+def _check_alone(guard: Guard, shape: LatentShape, device: torch.device) -> float:
+    """Seconds, the median of some after the first two, which warm up."""
+    x0 = torch.randn(1, *shape, device=device)
+    session = guard.session(samples=1)
+    steps = guard.bundle.info.origin.steps
+    seconds = [_seconds(lambda at=step: session.check(at, x0), device) for step in range(steps)]
+    session.close()
+    return statistics.median(seconds[2:])
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -175,24 +221,30 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["Wan", "HunyuanVideo", "CogVideoX"])
+    parser.add_argument("--steps", type=int, default=6, help="of each sampling, at least 4")
+    parser.add_argument("--scratch", type=Path, help="a folder on the disk that captures are written to")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print(
             "error: this measures on a GPU, and there is none: run it on a machine with one", file=sys.stderr
         )
         return 1
     card = torch.cuda.get_device_properties(0)
-    rows = []
+    print(f"{card.name}, {card.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, bfloat16\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}", flush=True)
     for model in MODELS:
-        print(f"measuring {model.name}", flush=True)
+        if not model.name.startswith(tuple(options.models)):
+            continue
         try:
-            rows.append(measure(model, "cuda", steps=8))
+            print(measure(model, "cuda", options.steps, options.scratch).row(model.name), flush=True)
         except torch.cuda.OutOfMemoryError:
-            rows.append(f"| {model.name} | does not fit: {model.gigabytes} GB of weights | | | | |")
+            print(f"| {model.name} | does not fit: {model.gigabytes} GB of weights |", flush=True)
+        gc.collect()
         torch.cuda.empty_cache()
-    print(f"\n{card.name}, {card.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, bfloat16\n")
-    print("| model | a step, ms | a check, ms | share | a sampling longer by | with lag=1 |")
-    print(f"|---|{'---:|' * 5}")
-    print("\n".join(rows))
     return 0
 
 

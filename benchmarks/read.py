@@ -24,8 +24,10 @@ SAMPLES, READS, ROUNDS = 256, 512, 15
 SHAPE = (4, 16, 64, 64)
 
 
-def write_capture(directory: Path) -> None:
-    samples = [Sample(f"s{i:04d}", str(i), f"prompt {i}", i, (), "train") for i in range(SAMPLES)]
+def write_capture(
+    directory: Path, samples: list[Sample], shape: tuple[int, int, int, int], steps: int = 1
+) -> None:
+    """A capture of random numbers, of the samples' categories."""
     info = CaptureInfo(
         format_version=FORMAT_VERSION,
         origin=Origin(
@@ -37,18 +39,18 @@ def write_capture(directory: Path) -> None:
             scheduler_config={},
             fingerprint={},
             layout="BCFHW",
-            steps=1,
+            steps=steps,
             guidance=1.0,
-            latent_shape=SHAPE,
+            latent_shape=shape,
         ),
         dtype="float16",
-        category_names=("unsafe",),
+        category_names=tuple(sorted({name for sample in samples for name in sample.categories})),
         versions={},
     )
     writer.begin(directory, info, samples)
-    for start in range(0, SAMPLES, 32):
+    for start in range(0, len(samples), 32):
         ids = [sample.sample_id for sample in samples[start : start + 32]]
-        journal.append(directory, ids, torch.randn(len(ids), 1, *SHAPE).half())
+        journal.append(directory, ids, torch.randn(len(ids), steps, *shape).half())
     writer.finish(directory)
 
 
@@ -63,7 +65,10 @@ def seconds(read: Callable[[int], np.ndarray], rows: list[int]) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "capture"
-        write_capture(directory)
+        samples = [
+            Sample(f"s{i:04d}", str(i), f"prompt {i}", i, ("unsafe",), "train") for i in range(SAMPLES)
+        ]
+        write_capture(directory, samples, SHAPE)
         reader = CaptureReader(directory).step(0)
         path = directory / step_name(0) / "shard_0000.h5"
         with h5py.File(path) as file:

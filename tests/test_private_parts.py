@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from plotly.offline import get_plotlyjs
+from transformers.models.videomae.modeling_videomae import VideoMAEEmbeddings
 
+from lvd.detect.network import Encoder, EncoderConfig
 from support import tiny
 from support.commands import ROOT
 from support.pipelines import TINY
@@ -62,6 +64,15 @@ def test_numpy_scalar() -> None:
     """Numbers of NumPy in the files of torch.save: what they are made by has this name."""
     made_by = np.float64(0).__reduce__()[0]
     assert f"{made_by.__module__}.{made_by.__qualname__}" == "numpy._core.multiarray.scalar"
+
+
+def test_transformers_position_embeddings() -> None:
+    """VideoMAE's positions move to a GPU with it: lvd.detect.network."""
+    config = EncoderConfig((2, 2, 4, 4), width=8, layers=1, heads=2, patch=2, tubelet=1)
+    moved = Encoder(config).videomae.embeddings
+    plain = VideoMAEEmbeddings(moved.config)
+    assert torch.equal(moved.get_buffer("position_embeddings"), plain.position_embeddings)
+    assert "position_embeddings" in vars(plain)  # a buffer there would make this needless
 
 
 def test_torch_orig_mod() -> None:

@@ -86,6 +86,7 @@ class CellData(LightningDataModule):
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),  # else each copy to a GPU waits for it
         )
 
 
@@ -157,6 +158,7 @@ class TrunkData(LightningDataModule):
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
+            pin_memory=torch.cuda.is_available(),  # else each copy to a GPU waits for it
         )
 
 

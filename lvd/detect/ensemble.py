@@ -21,13 +21,14 @@ class StepDetectors(nn.Module):
 
     weight: Tensor
     bias: Tensor
+    columns: Tensor
 
     @torch.no_grad()
     def __init__(self, detectors: Sequence[Detector], decode: Decode | None = None) -> None:
         super().__init__()
         heads = {column: d for column, d in enumerate(detectors) if isinstance(d, HeadDetector)}
         self.categories = len(detectors)
-        self.head_columns = list(heads)
+        self.has_heads = bool(heads)
         self.networks = nn.ModuleDict(
             {str(column): d for column, d in enumerate(detectors) if column not in heads}
         )
@@ -40,12 +41,13 @@ class StepDetectors(nn.Module):
             ]
             self.register_buffer("weight", torch.stack(weights).float())  # [heads, D]
             self.register_buffer("bias", torch.stack(biases).float())  # [heads]
+            self.register_buffer("columns", torch.tensor(list(heads)))  # [heads]
 
     def forward(self, x0_BCFHW: Tensor, features_BD: Tensor | None) -> Tensor:
         logits_BK = x0_BCFHW.new_empty(len(x0_BCFHW), self.categories, dtype=torch.float32)
-        if self.head_columns:
+        if self.has_heads:
             assert features_BD is not None
-            logits_BK[:, self.head_columns] = features_BD @ self.weight.T + self.bias
+            logits_BK.index_copy_(1, self.columns, features_BD @ self.weight.T + self.bias)
         frames: dict[tuple[int, int, int], Tensor] = {}
         for column, network in self.networks.items():
             inputs = x0_BCFHW
@@ -76,7 +78,7 @@ class Detectors(nn.Module):
         below, above = (min(around, self._last) for around in (math.floor(step), math.ceil(step)))
         lower, upper = self.steps[str(below)], self.steps[str(above)]
         features = None
-        if self.trunk is not None and (lower.head_columns or upper.head_columns):
+        if self.trunk is not None and (lower.has_heads or upper.has_heads):
             features = self.trunk.features(x0_BCFHW, step)
         logits: Tensor = lower(x0_BCFHW, features)
         if above == below:

@@ -78,6 +78,11 @@ class Encoder(nn.Module):
                 initializer_range=config.width**-0.5,  # BERT's 0.02 is too small for a width of 96: it stalls
             )
         )
+        # A plain attribute there, which stays on the CPU: each call would copy it, and wait for the GPU.
+        embeddings = self.videomae.embeddings
+        positions = embeddings.position_embeddings
+        del embeddings.position_embeddings
+        embeddings.register_buffer("position_embeddings", positions, persistent=False)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x_BCFHW: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Watch:
             return
         stored = x0.half()  # as a capture stores it
         if len(rows) < len(self._samples):
-            stored = stored[rows]
+            stored = torch.stack([stored[row] for row in rows])  # a list as index would wait for a GPU
         detectors = self._detectors_on(x0.device)
         started = time.perf_counter()
         with torch.inference_mode(), torch.autocast(x0.device.type, enabled=False):

@@ -49,10 +49,17 @@ def by_log_snr(scheduler: Scheduler, timestep: Timestep) -> tuple[float, float]:
 
 def sigma_of(scheduler: Scheduler, timestep: Timestep) -> float:
     """Of a scheduler with `sigmas`, the one (or the time of a flow) at which the network was asked."""
+    return float(unread_sigma_of(scheduler, timestep))
+
+
+def unread_sigma_of(scheduler: Scheduler, timestep: Timestep) -> Tensor | float:
+    """The same as the scheduler has it: on a GPU to read it is to wait, and to multiply by it is not."""
     between = _BETWEEN.get(type(scheduler).__name__)
     if between is not None and not scheduler.state_in_first_order:
-        return float(between(scheduler))
-    return float(scheduler.sigmas[_step_index(scheduler, timestep)])
+        sigma: Tensor | float = between(scheduler)
+    else:
+        sigma = scheduler.sigmas[_step_index(scheduler, timestep)]
+    return sigma
 
 
 def _by_sigma(scheduler: Scheduler, timestep: Timestep) -> tuple[float, float]:

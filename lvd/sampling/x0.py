@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvd.errors import LvdError
-from lvd.sampling.noise import Scheduler, Timestep, by_alpha_bar, by_log_snr, sigma_of
+from lvd.sampling.noise import Scheduler, Timestep, by_alpha_bar, by_log_snr, sigma_of, unread_sigma_of
 
 
 def predict_x0(scheduler: Scheduler, model_output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _from_preconditioned_thresholded(
 
 def _from_flow(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:
     """Flow matching (Lipman et al., 2023): the output is the velocity eps - x0."""
-    return x_t - sigma_of(scheduler, timestep) * output
+    return x_t - unread_sigma_of(scheduler, timestep) * output
 
 
 def _from_invertible_flow(scheduler: Scheduler, output: Tensor, timestep: Timestep, x_t: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import load
 
 import lvd.detect.trunk_training
 from lvd.detect.fit import Setup, TrainingResult
@@ -54,6 +55,15 @@ def test_two_processes_train_what_one_does_each_on_its_share(capture: Path, tmp_
     assert together.metrics["auroc"] == pytest.approx(alone.metrics["auroc"], abs=0.25)
     assert weights(tmp_path / "together") != weights(tmp_path / "alone")  # they shift other samples
     assert not torch.distributed.is_initialized()
+
+
+def test_a_trunk_trains_in_half_precision_to_weights_in_float32(capture: Path, tmp_path: Path) -> None:
+    full = trained(capture, tmp_path / "full")
+    machine = replace(SETUP.machine, precision="bf16-mixed")
+    half = trained(capture, tmp_path / "half", replace(SETUP, machine=machine))
+    assert weights(tmp_path / "half") != weights(tmp_path / "full")
+    assert half.metrics["auroc"] == pytest.approx(full.metrics["auroc"], abs=0.1)
+    assert {value.dtype for value in load(weights(tmp_path / "half")).values()} == {torch.float32}
 
 
 def test_more_devices_than_a_batch_has_samples_are_refused(capture: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """lag=1: a check does not wait for what it finds, and the decisions are those of a guard that does."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import diffusers
@@ -13,10 +15,14 @@ from test_guard import FAULTS, STEPS, Fault, flagged_rows, prompts, put, unflagg
 from test_noise_level import stub as trained_at_20_steps
 from test_session import SCHEDULERS, flags, guard_of_scheduler, loop, told, x0_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import StubPipeline, stub_guard
+from lvd.detect.ensemble import Detectors, StepDetectors
+from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.errors import LvdError
-from lvd.guard import Decision, GuardResult
+from lvd.guard import Decision, Guard, GuardResult
 
 HELD = [name for name in FAULTS if name != "too slow"]  # its limit does not go with lag
 tables = st.lists(st.lists(st.booleans(), min_size=STEPS, max_size=STEPS), min_size=1, max_size=3)
@@ -164,9 +170,6 @@ def test_by_noise_level_is_decided_alike(steps: int) -> None:
     assert made[0] == made[1]
 
 
-READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
-
-
 class OnDevice(Tensor):
     """What is computed of it is one, too. Remembers what would wait for a GPU."""
 
@@ -207,6 +210,45 @@ def test_nothing_is_read_from_the_device_at_the_step_that_it_is_of(
     OnDevice.read.clear()
     session.check_step(scheduler, x_t - x0_of(), scheduler.timesteps[1], x_t)
     assert set(OnDevice.read) == {"tolist"}  # with lag, of the step before
+
+
+class BetweenDevices(TorchDispatchMode):
+    """Remembers what takes tensors of two devices, or reads a number: a GPU is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1 or "_local_scalar_dense" in str(func):
+            self.calls.append(str(func))
+        return made
+
+
+def test_a_check_by_networks_copies_nothing_to_the_device_and_reads_nothing_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On "meta" in place of a GPU: what is not there cannot be read."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which meta has not
+    scheduler, pipe = diffusers.FlowMatchEulerDiscreteScheduler(), StubPipeline()
+    guard = guard_of_scheduler(scheduler, flags(), lag=1)
+    encoder = EncoderConfig(pipe.shape, width=8, layers=1, heads=2, patch=2, tubelet=1)
+    categories = len(guard.bundle.info.category_names)
+    heads = StepDetectors([HeadDetector(8) for _ in range(categories)])
+    network = Detectors(Trunk(encoder, STEPS, categories), dict.fromkeys(range(STEPS), heads))
+    guard = Guard(replace(guard.bundle, detectors=network.eval()), lag=1)
+    device = torch.device("meta")
+    guard._detectors_on(device)  # once for all samplings
+    session = guard.session(samples=3, steps=STEPS)
+    scheduler.set_timesteps(STEPS, device=device)
+    scheduler.set_begin_index(0)
+    x_t = torch.empty(3, *pipe.shape, device=device)
+    with BetweenDevices() as between:
+        verdicts = session.check_step(scheduler, x_t, scheduler.timesteps[0], x_t)
+    assert between.calls == []
+    assert [verdict.why for verdict in verdicts] == ["", "", ""]
 
 
 @pytest.mark.parametrize(
