@@ -26,13 +26,15 @@ def augment(x_BCFHW: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     if shift == 0:
         return x_BCFHW
     samples, channels, frames, height, width = x_BCFHW.shape
-    offset_B2 = torch.randint(0, 2 * shift + 1, (samples, 2), generator=generator) - shift
-    reverse_B1 = torch.rand(samples, 1, generator=generator) < 0.5
-    frame_BF = torch.where(reverse_B1, torch.arange(frames - 1, -1, -1), torch.arange(frames))
-    row_BH = (torch.arange(height) + offset_B2[:, :1]).clamp(0, height - 1)  # the edges are repeated
-    column_BW = (torch.arange(width) + offset_B2[:, 1:]).clamp(0, width - 1)
+    device = x_BCFHW.device
+    offset_B2 = (torch.randint(0, 2 * shift + 1, (samples, 2), generator=generator) - shift).to(device)
+    reverse_B1 = (torch.rand(samples, 1, generator=generator) < 0.5).to(device)
+    frame_F = torch.arange(frames, device=device)
+    frame_BF = torch.where(reverse_B1, frames - 1 - frame_F, frame_F)
+    row_BH = (torch.arange(height, device=device) + offset_B2[:, :1]).clamp(0, height - 1)  # edges repeat
+    column_BW = (torch.arange(width, device=device) + offset_B2[:, 1:]).clamp(0, width - 1)
     row_BFHW = frame_BF[:, :, None, None] * height + row_BH[:, None, :, None]
-    place_B1N = (row_BFHW * width + column_BW[:, None, None, :]).reshape(samples, 1, -1).to(x_BCFHW.device)
+    place_B1N = (row_BFHW * width + column_BW[:, None, None, :]).reshape(samples, 1, -1)
     # One gather: a slice for each sample would keep a GPU waiting for Python.
     return x_BCFHW.flatten(2).gather(2, place_B1N.expand(-1, channels, -1)).view_as(x_BCFHW)
 
