@@ -48,7 +48,7 @@ def capture(cfg: DictConfig) -> None:
             print_verified(directory, findings)
             refuse_damage(directory, findings)
         elif config.worker is None:
-            print_labels(directory, alpha)
+            print_labels(directory, alpha, advise=not (config.page or config.label_studio))
         if config.page or config.label_studio:
             from lvd.labelling.write import write_for_labelling
 

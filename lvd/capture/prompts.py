@@ -51,7 +51,8 @@ class PromptsFile:
         """
         paths = [self.path]
         if self.path.is_dir():
-            paths = sorted((path for path in self.path.iterdir() if ending(path) in ENDINGS), key=_by_number)
+            paths = [path for path in self.path.iterdir() if ending(path) in ENDINGS]
+            paths.sort(key=lambda path: _by_number(path.name))
             if not paths:
                 raise LvdError(f"folder {self.path} holds no prompts files: {', '.join(ENDINGS)}")
         rows: list[Row] = []
@@ -61,7 +62,7 @@ class PromptsFile:
                 rows += self._read_file(path, left)
         if self.categories_map:
             names = {name for row in rows for name in _names(row.values.get("categories", ""))}
-            if unknown := sorted(names - set(self.categories_map)):
+            if unknown := sorted(names - set(self.categories_map), key=_by_number):
                 raise LvdError(
                     f"{self.path}: categories_map has nothing for {', '.join(unknown)}: give each of them a "
                     "category, safe or unlabelled"
@@ -98,9 +99,9 @@ class PromptsFile:
         return rows
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
+def _by_number(name: str) -> list[tuple[int, str]]:
     """Sorts 10.txt after 9.txt."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _names(text: str) -> list[str]:

@@ -1,5 +1,5 @@
 
-const {memory, safe, categories, entries} = JSON.parse(document.getElementById("data").textContent);
+const {capture, memory, safe, categories, entries} = JSON.parse(document.getElementById("data").textContent);
 const find = id => document.getElementById(id);
 const element = (tag, text, attributes = {}) => {
   const made = Object.assign(document.createElement(tag), attributes);
@@ -152,8 +152,9 @@ const render = () => {
   const done = needing.filter(entry => isLabelled(entry.id)).length;
   const skipped = [...mine().values()].filter(label => label === null).length;
   find("done").max = Math.max(needing.length, 1);
-  find("done").value = done;
-  find("count").textContent = `${done} of ${needing.length} labelled${skipped ? `, ${skipped} skipped` : ""}`;
+  find("done").value = needing.length ? done : 1;
+  const count = needing.length ? `${done} of ${needing.length} labelled` : `all ${entries.length} labelled`;
+  find("count").textContent = `${count}${skipped ? `, ${skipped} skipped` : ""}`;
   const held = [...kept.labels].map(([who, by]) => [who, [...by.values()].filter(Array.isArray).length])
     .filter(([, count]) => count);
   find("kept").textContent = [
@@ -395,8 +396,11 @@ addEventListener("beforeunload", event => { if (!keeps && kept.unsaved) event.pr
 read();
 chooseView("needs");
 if (entries.length) {
-  if (!list.length) { find("view").value = "all"; chooseView("all"); }
+  const complete = !list.length;  // nothing needs a label
+  if (complete) { find("view").value = "all"; chooseView("all"); }
   begin();
+  if (complete) say(`All ${entries.length} samples are labelled, and nothing speaks against their labels. `
+    + `Next: python train.py task=trunk name=${capture}. What you change here counts when it is saved and read.`);
 } else {
   render();
 }

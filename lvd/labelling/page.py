@@ -39,7 +39,10 @@ def write_label_page(queue: Queue) -> Path:
 
 def print_page(page: Path, queue: Queue) -> None:
     """Where the page is, and what there is to do on it."""
-    print(f"page: {page}, {queue.needing} of {len(queue.entries)} samples need a label; open it in a browser")
+    total = len(queue.entries)
+    todo = f"{queue.needing} of {total} samples need a label; open it in a browser"
+    done = f"all {total} samples are labelled; next: python train.py task=trunk name={queue.capture.name}"
+    print(f"page: {page}, {todo if queue.needing else done}")
 
 
 def _data(queue: Queue) -> dict[str, Any]:

@@ -51,11 +51,9 @@ def print_labelling(labels: Path, found: Labelling) -> None:
     if found.unnamed and found.unnamed_are == "unlabelled" and not found.says_safe:
         lines.append(f"{labels} says safe of no sample: if it lists the unsafe ones of all, add unnamed=safe")
     if found.undecided:
-        lines.append(f"{found.undecided} samples are unlabelled since their annotators do not agree enough")
+        lines.append(f"unlabelled, as their annotators do not agree enough: {found.undecided} samples")
     if found.disagreements:
-        lines.append(
-            f"{len(found.disagreements)} samples are judged differently, {found.listed} has them all:"
-        )
+        lines.append(f"judged differently: {len(found.disagreements)} samples, all in {found.listed}")
     for one in found.disagreements[:_LISTED]:
         said = ", ".join(f"{who or 'no name'}: {label_text(given)}" for who, given in one.judgements.items())
         lines.append(f"  {one.sample_id} {label_text(one.label)} ({said})")
@@ -63,8 +61,11 @@ def print_labelling(labels: Path, found: Labelling) -> None:
         Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
-def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
-    """How many samples each category has in each split; with `alpha`, how far annotators agree on it."""
+def print_labels(capture: Path, alpha: Mapping[str, float | None], advise: bool = True) -> None:
+    """How many samples each category has in each split; with `alpha`, how far annotators agree on it.
+
+    Where there are no labels, `advise` says how to give them.
+    """
     info = read_info(capture)
     samples = read_samples(capture)
     console = Console(soft_wrap=True)  # wider than the table
@@ -74,10 +75,10 @@ def print_labels(capture: Path, alpha: Mapping[str, float | None]) -> None:
         if note := left_out(samples):
             console.print(note, markup=False, highlight=False)
     else:
-        console.print(
-            f"{capture}: {len(samples)} samples without labels; "
-            f"label them with capture.py name={capture.name} page=true, or set them with labels=FILE.csv"
+        advice = (
+            f"; label them with capture.py name={capture.name} page=true, or set them with labels=FILE.csv"
         )
+        console.print(f"{capture}: {len(samples)} samples without labels{advice if advise else ''}")
     if near := count_near_duplicates(samples):
         note = f"{near} prompts are near-duplicates of another one: those that are alike are in one split"
         console.print(note, markup=False, highlight=False)

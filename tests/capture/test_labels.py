@@ -329,7 +329,7 @@ def test_annotators_make_labels_and_their_disagreements_are_listed(
     assert ran.code == 0, ran.err
     labelled = {s.sample_id: s.categories for s in read_samples(capture) if s.is_labelled}
     assert labelled == {"s000": ("alpha",), "s001": (), "s004": ("beta",)}
-    assert "2 samples are unlabelled since their annotators do not agree enough" in ran.out
+    assert "unlabelled, as their annotators do not agree enough: 2 samples" in ran.out
     assert "s002 unlabelled (ann: alpha, bob: beta, eve: safe)" in ran.out
     assert "Krippendorff's alpha" in ran.out
     with (capture / "disagreements.csv").open() as file:

@@ -328,7 +328,7 @@ def test_a_folder_of_files_is_of_a_category_each(tmp_path: Path) -> None:
         ("0005", "another of 10", UNLABELLED),
     ]
     assert len(read_prompts(replace(path, limit=3), NAMES, seed=0)) == 3
-    with pytest.raises(LvdError, match=r"categories_map has nothing for 10, 2: give each of them a category"):
+    with pytest.raises(LvdError, match=r"categories_map has nothing for 2, 10: give each of them a category"):
         read_prompts(replace(path, categories_map={"1": "alpha"}), NAMES, seed=0)
     with pytest.raises(LvdError, match=r"1\.txt line 1: unknown category 'gore', use alpha, beta, safe"):
         read_prompts(replace(path, categories_map=dict.fromkeys(asked, "gore")), NAMES, seed=0)

@@ -297,6 +297,19 @@ def test_an_existing_file_is_loaded_and_a_bad_one_changes_nothing(
     assert text(browser, "count") == "1 of 4 labelled"
 
 
+def test_a_capture_that_is_all_labelled_says_so_and_what_comes_next(
+    make: Callable[..., Path], browser: Any
+) -> None:
+    browser.get(make(4, labelled=True).as_uri())
+    assert text(browser, "count") == "all 4 labelled"
+    assert browser.execute_script("const bar = document.getElementById('done'); return bar.value === bar.max")
+    assert text(browser, "said").startswith("All 4 samples are labelled, and nothing speaks against")
+    assert "Next: python train.py task=trunk name=mine." in text(browser, "said")
+    assert text(browser, "sample") == "s000 1 of 4"
+    assert press(browser, "0") == "s000: safe. Now s001, 2 of 4."
+    assert text(browser, "count") == "all 4 labelled"
+
+
 # For everyone
 
 

@@ -118,6 +118,17 @@ def test_a_runs_scores_order_the_page_and_are_shown_but_label_nothing(
     assert mean["alpha"] > mean["safe"] + 0.2
 
 
+def test_with_all_labels_there_the_command_says_what_is_next(command: Shell) -> None:
+    capture = capture_with_previews(command, 4)
+    ran = command("name=mine", "page=true")
+    assert "4 samples without labels\n" in ran.out  # and no advice to make the page
+    (command.directory / "l.csv").write_text(
+        "sample_id,category\n" + "".join(f"{sample.sample_id},safe\n" for sample in read_samples(capture))
+    )
+    ran = command("name=mine", "labels=l.csv", "page=true")
+    assert "all 4 samples are labelled; next: python train.py task=trunk name=mine" in ran.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
