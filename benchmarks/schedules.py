@@ -171,7 +171,8 @@ def captured(made: Made, samples: Sequence[Sample], device: str, batch_size: int
     record(source, samples, made.capture, Recording(batch_size=batch_size))
     if not any(sample.is_labelled for sample in read_samples(made.capture)):
         capture = CaptureReader(made.capture)
-        verdicts = look(capture, load_vae(capture.info.origin).to(device), load_recogniser())
+        vae, recogniser = load_vae(capture.info.origin).to(device), load_recogniser().to(device)
+        verdicts = look(capture, vae, recogniser)
         shown = [verdict.categories if verdict.clear else UNLABELLED for verdict in verdicts]
         labelled = [replace(s, categories=it) for s, it in zip(capture.samples, shown, strict=True)]
         relabel(made.capture, labelled)
