@@ -88,7 +88,8 @@ def main() -> int:
         capture = CaptureReader(args.capture)
         if set(capture.info.category_names) != set(CATEGORY_NAMES):
             raise LvdError(f"{args.capture} needs the demo's categories: {', '.join(CATEGORY_NAMES)}")
-        verdicts = look(capture, load_vae(capture.info.origin), load_recogniser())
+        vae = load_vae(capture.info.origin).to("cuda" if torch.cuda.is_available() else "cpu")
+        verdicts = look(capture, vae, load_recogniser())
         output = args.output or args.capture / "labels.csv"
         write_labels(output, capture.samples, verdicts)
         print(report(capture.samples, verdicts))

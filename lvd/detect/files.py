@@ -1,13 +1,14 @@
 """A trunk's or detector's directory: config.json says what it is, model.safetensors holds its weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import load, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from lvd.detect.network import Detector, EncoderConfig, HeadDetector, NetworkDetector, PixelDetector, Trunk
@@ -15,6 +16,7 @@ from lvd.errors import LvdError
 from lvd.files import atomic_file, file_sha256, sha256, write_atomically
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_KEY_BIAS = ".attention.key.bias"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,34 @@ class NetworkFiles:
     def load_weights(self, module: nn.Module) -> None:
         path = self.directory / "model.safetensors"
         try:
-            module.load_state_dict(load(self.weights))
+            module.load_state_dict(_as_named_in(module, load(self.weights)))
         except (RuntimeError, ValueError) as error:
             raise LvdError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
         except Exception as error:  # safetensors' own error type derives from Exception alone
             raise LvdError(f"{path} is not a safetensors file: {error}") from None
         module.eval()
+
+
+def _as_named_in(module: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names that the installed transformers gives them.
+
+    Its releases name the biases of VideoMAE's queries and values differently, and some give one to the keys,
+    which changes nothing: it adds the same to all that a softmax compares.
+    """
+    left = {_of_today(name): weight for name, weight in weights.items() if not name.endswith(_KEY_BIAS)}
+    found = {}
+    for name, own in module.state_dict().items():
+        if name.endswith(_KEY_BIAS):
+            found[name] = torch.zeros_like(own)
+        elif _of_today(name) in left:
+            found[name] = left.pop(_of_today(name))
+    return found | left
+
+
+def _of_today(name: str) -> str:
+    return name.replace(".attention.q_bias", ".attention.query.bias").replace(
+        ".attention.v_bias", ".attention.value.bias"
+    )
 
 
 def save_trunk(directory: Path, trunk: Trunk, category_names: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from conftest import NAMES, SHAPE, STEPS, make_samples
@@ -107,6 +107,37 @@ def test_a_trunk_comes_back_as_it_was(tmp_path: Path) -> None:
     assert not loaded.training
     assert torch.equal(loaded(x, step), trunk(x, step))
     assert loaded.encoder.config == ENCODER
+
+
+@pytest.mark.parametrize(
+    ("names", "key_bias"),
+    [((".q_bias", ".v_bias"), False), ((".query.bias", ".value.bias"), True)],
+    ids=["transformers 5.0", "transformers 5.17"],
+)
+def test_a_trunk_that_was_written_with_another_transformers_is_the_same(
+    names: tuple[str, str], key_bias: bool, tmp_path: Path
+) -> None:
+    trunk, x, step = shaken_trunk(), latents(), torch.tensor([0, 1, 2, 0, 1, 2])
+    save_trunk(tmp_path, trunk, NAMES)
+    weights = {}
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
+        weights[name.replace(".query.bias", names[0]).replace(".value.bias", names[1])] = weight
+        if key_bias and name.endswith(".query.bias"):
+            weights[name.replace(".query.", ".key.")] = torch.randn_like(weight)
+    save_file(weights, tmp_path / "model.safetensors")
+    assert len(weights) == len(trunk.state_dict()) + key_bias * ENCODER.layers
+    assert torch.equal(load_trunk(tmp_path)(x, step), trunk(x, step))
+
+
+def test_weights_without_what_this_transformers_wants_are_refused(tmp_path: Path) -> None:
+    save_trunk(tmp_path, shaken_trunk(), NAMES)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if ".query.bias" not in name},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(LvdError, match="cannot be loaded"):
+        load_trunk(tmp_path)
 
 
 def test_a_network_comes_back_as_it_was(tmp_path: Path) -> None:
