@@ -28,12 +28,23 @@ class WithheldError(Exception):
         self.decisions = decisions
 
 
+WARM_UP = "dummy_req_id"  # of the request that vllm-omni makes when it starts, of two steps
+
+
 class GuardedSteps:
     """Mix it in before a pipeline: `class Guarded(GuardedSteps, Pipeline)`, and give it a `guard`."""
 
     guard: Guard
 
+    def forward(self, *_: Any, **__: Any) -> None:
+        """What vllm-omni calls for a request that it excludes from step execution."""
+        raise RuntimeError("only step execution is under guard")
+
     def step_scheduler(self, state: Any, noise_pred: Tensor, **options: Any) -> None:
+        if state.request_id == WARM_UP:  # whoever asks for it: nothing of it is left
+            super().step_scheduler(state, noise_pred, **options)  # type: ignore[misc]
+            state.latents = torch.zeros_like(state.latents)
+            return
         session = state.extra.get("session") or self._open(state)
         try:
             session.check_step(state.scheduler, noise_pred, state.current_timestep, state.latents)
@@ -48,11 +59,14 @@ class GuardedSteps:
 
     def _open(self, state: Any) -> Session:
         rows = len(state.latents)
-        session = self.guard.session(samples=rows, steps=state.total_steps, prompts=[state.prompt] * rows)
+        prompt = state.prompt if isinstance(state.prompt, str) else state.prompt["prompt"]
+        session = self.guard.session(samples=rows, steps=state.total_steps, prompts=[prompt] * rows)
         state.extra["session"] = session
         return session
 
     def post_decode(self, state: Any, **options: Any) -> Any:
+        if state.request_id == WARM_UP:
+            return super().post_decode(state, **options)  # type: ignore[misc]
         with state.extra.pop("session") as session:
             made = super().post_decode(state, **options)  # type: ignore[misc]
             decisions = session.close(videos=len(made.output))
@@ -70,9 +84,10 @@ class GuardedSteps:
 class Request:
     """What the engine keeps of a request from step to step."""
 
-    prompt: str
+    prompt: str | dict[str, Any]
     seed: int
     videos: int = 1
+    request_id: str = ""
     latents: Tensor | None = None
     timesteps: Any = ()
     scheduler: Any = None

@@ -123,6 +123,40 @@ def test_a_request_with_another_scheduler_or_that_fails_leaves_the_others_alone(
     assert not requests[0].latents.any()
 
 
+def test_of_the_engines_own_warm_up_nothing_is_left_and_nothing_is_recorded(
+    example: SimpleNamespace, tmp_path: Path
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    guard = stub_guard(StubPipeline(), np.zeros((1, STEPS), bool), audit=AuditLog(log))
+
+    class TwoSteps(example.Guarded):
+        def prepare_encode(self, state: Any) -> Any:
+            state = super().prepare_encode(state)
+            state.scheduler.set_timesteps(2)
+            state.timesteps = state.scheduler.timesteps
+            return state
+
+    warm_up = example.Request({"prompt": "dummy run"}, 0, request_id="dummy_req_id")
+    (made,) = example.serve(TwoSteps(guard), [warm_up])
+    assert not made.output.any()
+    assert not log.exists() or not list(records(log))
+
+
+def test_what_bypasses_the_steps_is_refused(example: SimpleNamespace) -> None:
+    guard = stub_guard(StubPipeline(), np.zeros((1, STEPS), bool))
+    with pytest.raises(RuntimeError, match="only step execution is under guard"):
+        example.Guarded(guard).forward("a request")
+
+
+def test_a_prompt_may_be_a_dictionary(example: SimpleNamespace, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    guard = stub_guard(
+        StubPipeline(), np.zeros((1, STEPS), bool), audit=AuditLog(log, prompts=True), allow_mismatch=True
+    )
+    example.serve(example.Guarded(guard), [example.Request({"prompt": "a cat"}, 0)])
+    assert [record["prompt"] for record in records(log)] == ["a cat"]
+
+
 def test_the_example_runs_from_a_bundle_as_it_is_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
