@@ -14,8 +14,8 @@ from torchmetrics.classification import (
     BinaryF1Score,
     BinaryRecall,
     BinarySpecificity,
-    MultilabelAUROC,
 )
+from torchmetrics.functional.classification import binary_auroc
 
 from lvd.detect.network import Detector, HeadDetector, Trunk
 from lvd.detect.recipe import Fit
@@ -60,12 +60,7 @@ class TrunkModule(LightningModule):
         self.register_buffer("positive_weight", positive_weight)
         self._augmentation = torch.Generator().manual_seed(seed)
         self._seed = seed
-        self.auroc = MultilabelAUROC(
-            num_labels=len(self.category_names),
-            average="none",
-            ignore_index=-1,
-            sync_on_compute=False,  # every process validates all of val
-        )
+        self._validated: list[tuple[Tensor, Tensor]] = []  # scores and labels, of this epoch
 
     def on_train_start(self) -> None:
         if self.global_rank > 0:  # what the first process draws is in checkpoints
@@ -89,11 +84,17 @@ class TrunkModule(LightningModule):
         x0, step, target, weight = batch
         logits = self.trunk(x0, step)
         self.log("val/loss", self._loss(logits, target, weight), batch_size=len(x0))
-        self.auroc.update(logits, torch.where(weight > 0, target, -1).long())
+        self._validated.append((logits.float().sigmoid(), torch.where(weight > 0, target, -1).long()))
 
     def on_validation_epoch_end(self) -> None:
-        per_category = self.auroc.compute()
-        self.auroc.reset()
+        scores_BK, label_BK = (torch.cat(parts) for parts in zip(*self._validated, strict=True))
+        self._validated.clear()
+        per_category = torch.stack(
+            [
+                binary_auroc(scores_B, label_B, ignore_index=-1)
+                for scores_B, label_B in zip(scores_BK.T, label_BK.T, strict=True)
+            ]
+        )
         for name, value in zip(self.category_names, per_category, strict=True):
             self.log(f"val/auroc/{name}", value)
         self.log("val/auroc", per_category.mean(), prog_bar=True)

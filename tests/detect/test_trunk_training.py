@@ -9,10 +9,12 @@ from lightning import Trainer
 from safetensors.torch import load
 
 import lvd.detect.trunk_training
+from conftest import capture_info, latents_of, make_samples
 from lvd.detect.fit import Setup, TrainingResult
 from lvd.detect.recipe import EncoderSize, Fit, Machine, TrunkRecipe
 from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
+from lvd.latents import journal, writer
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.job import Job, run_trunk
 from lvd.tracking import LoggerConfig
@@ -64,6 +66,16 @@ def test_a_trunk_trains_in_half_precision_to_weights_in_float32(capture: Path, t
     assert weights(tmp_path / "half") != weights(tmp_path / "full")
     assert half.metrics["auroc"] == pytest.approx(full.metrics["auroc"], abs=0.1)
     assert {value.dtype for value in load(weights(tmp_path / "half")).values()} == {torch.float32}
+
+
+def test_a_trunk_trains_on_one_category_alone(tmp_path: Path) -> None:
+    capture = tmp_path / "capture"
+    samples = [replace(each, categories=("alpha",) if each.is_unsafe else ()) for each in make_samples(80)]
+    writer.begin(capture, capture_info(category_names=("alpha",)), samples)
+    journal.append(capture, [sample.sample_id for sample in samples], latents_of(samples))
+    writer.finish(capture)
+    result = trained(capture, tmp_path / "trunk")
+    assert result.metrics["auroc"] == result.metrics["auroc/alpha"] > 0.5
 
 
 def test_more_devices_than_a_batch_has_samples_are_refused(capture: Path, tmp_path: Path) -> None:

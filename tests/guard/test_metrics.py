@@ -222,8 +222,14 @@ def test_the_dashboard_names_metrics_and_labels_that_exist(registry: CollectorRe
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in named} == {
         metric.name for metric in registry.collect()
     }
+    for variable in dashboard["templating"]["list"]:
+        for name, label in re.findall(r"label_values\((\w+), (\w+)\)", variable["query"]):
+            assert label in there[name]
+    for target in (target for panel in dashboard["panels"] for target in panel["targets"]):
+        shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+        assert shown <= set(*re.findall(r"by \((\w+)\)", target["expr"]) or [()][:1]), target
     for expression in expressions:
-        labels = set(re.findall(r"(\w+)=", expression)) | set(re.findall(r"by \(([\w, ]+)\)", expression))
+        labels = set(re.findall(r"(\w+)!?=", expression)) | set(re.findall(r"by \(([\w, ]+)\)", expression))
         labels = {label for group in labels for label in group.split(", ")}
         assert labels <= set.union(*(there[name] for name in re.findall(r"lvd_\w+", expression)))
 
