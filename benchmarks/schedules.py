@@ -289,24 +289,35 @@ def run(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise LvdError("--device cuda: there is no GPU here")
     plan = {name: Made(schedule, args.output / name) for name, schedule in SCHEDULES.items()}
+    asked = [name for name in plan if name in args.only or "all" in args.only]
     of = Trained.of(args.run)
-    asked = list(plan) if "all" in args.only else args.only
-    if asked:
-        samples = some_of(read_samples(args.capture), args.limit)
-        accelerator = "gpu" if args.device == "cuda" else "cpu"
-        config = configured([f"accelerator={accelerator}", f"seed={SEED}", *args.settings])
-        for name in asked:
-            print(f"{plan[name].schedule.name}: {len(samples)} videos", flush=True)
-            capture = captured(plan[name], samples, args.device, args.batch_size)
-            trained(plan[name], capture, config)
-            scored(plan[name], capture, of, args.device)
-    found = {name: row_of(made, of) for name, made in plan.items() if name in (asked or plan)}
-    rows = {name: row for name, row in found.items() if row is not None}
-    if not rows:
+    samples = some_of(read_samples(args.capture), args.limit) if asked else []
+    accelerator = "gpu" if args.device == "cuda" else "cpu"
+    config = configured([f"accelerator={accelerator}", f"seed={SEED}", *args.settings])
+    rows: dict[str, Row] = {}
+    failed = []
+    for name in asked or plan:
+        made = plan[name]
+        try:
+            if asked:
+                print(f"{name}: {len(samples)} videos", flush=True)
+                capture = captured(made, samples, args.device, args.batch_size)
+                trained(made, capture, config)
+                scored(made, capture, of, args.device)
+            row = row_of(made, of)
+        except LvdError as error:  # the others go on
+            failed.append(f"{name}: {error}")
+            continue
+        if row is not None:
+            rows[name] = row
+    if not rows and not failed:
         raise LvdError(f"no schedule is in {args.output} yet: give --only all, or the name of one")
-    if args.json:
+    if rows and args.json:
         write_json(args.json, {"run": str(args.run), "bundle": of.bundle.digest, "schedules": rows})
-    print(markdown(rows.values()))
+    if rows:
+        print(markdown(rows.values()))
+    if failed:
+        raise LvdError("; ".join(failed))
 
 
 def main() -> int:

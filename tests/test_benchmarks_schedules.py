@@ -175,7 +175,6 @@ def test_a_mistake_is_told_in_a_sentence(
     if not torch.cuda.is_available():
         assert command("--only", "lcm8", "--device", "cuda") == 1
         assert capsys.readouterr().err == "error: --device cuda: there is no GPU here\n"
-    (tmp_path / "out" / "lcm8").mkdir(parents=True)
     assert command("--run", str(tmp_path)) == 1
     assert str(tmp_path / "bundle") in capsys.readouterr().err
 
@@ -189,6 +188,24 @@ def test_the_noise_levels_of_each_schedule_lie_among_those_of_fifty_ddim_steps(n
     assert len(positions) == schedule.steps
     assert positions == sorted(positions)
     assert positions == pytest.approx(range(50)) or name != "ddim50"
+
+
+def test_a_schedule_that_cannot_be_made_keeps_no_other_from_it(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(made: schedules.Made, *_: Any) -> None:
+        if made.directory.name == "dpm25":
+            raise schedules.LvdError("too few videos")
+
+    monkeypatch.setattr(schedules, "trained", trained)
+    monkeypatch.setattr(schedules, "scored", lambda *_: None)
+    monkeypatch.setattr(schedules, "row_of", lambda *_: None)
+    assert command("--only", "all") == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "error: dpm25: too few videos"
+    assert [line for line in said.out.splitlines() if line.endswith(": 24 videos")] == [
+        f"{name}: 24 videos" for name in ("ddim50", "lcm8", "dpm25")
+    ]
 
 
 def test_few_samples_are_of_every_split_and_category() -> None:
