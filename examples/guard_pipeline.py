@@ -24,7 +24,10 @@ def main() -> None:
     parser.add_argument("--audit", type=Path, help="a log of the decisions")
     parser.add_argument("--videos", type=Path, default=Path(), help="where videos are written")
     arguments = parser.parse_args()
-    pipe = DiffusionPipeline.from_pretrained(arguments.pipeline, use_safetensors=True)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(arguments.pipeline, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: no pipeline can be loaded from {arguments.pipeline}: {error}") from None
     audit = None if arguments.audit is None else AuditLog(arguments.audit)
     try:
         guard = Guard.from_pretrained(arguments.bundle, digest=arguments.digest, audit=audit)
