@@ -19,8 +19,15 @@ _LIKELY = 0.5  # a category with at least this score is chosen in a prediction; 
 
 
 def configuration(names: Sequence[str]) -> str:
-    """The labeling interface (XML): a video, its prompt, and the categories and safe, each with a key."""
-    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in (*names, SAFE))
+    """The labeling interface (XML): a video, its prompt, and the categories and safe, with the page's keys.
+
+    From the tenth category on, Label Studio chooses the keys.
+    """
+    keys = {name: str(number) for number, name in enumerate(names[:9], 1)} | {SAFE: "0"}
+    choices = "\n".join(
+        f"    <Choice value={quoteattr(name)}" + (f' hotkey="{keys[name]}"' if name in keys else "") + "/>"
+        for name in (*names, SAFE)
+    )
     return f"""<View>
   <Video name="{_VIDEO}" value="$video"/>
   <Header value="$prompt"/>

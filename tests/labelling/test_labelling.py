@@ -19,6 +19,8 @@ from lvd.latents.format import UNLABELLED, Categories, Sample, label_text, read_
 from lvd.latents.reader import CaptureReader
 from support.commands import Shell
 
+EXPORT = Path(__file__).with_name("label_studio_export.json")
+
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Shell:
@@ -217,7 +219,8 @@ def test_a_capture_is_a_project_of_label_studio(command: Shell) -> None:
     assert ran.code == 0, ran.err
     assert "for Label Studio: captures/mine/label_studio" in ran.out
     interface = ElementTree.parse(capture / "label_studio" / "config.xml").getroot()
-    assert [choice.get("value") for choice in interface.iter("Choice")] == [*NAMES, "safe"]
+    keys = {choice.get("value"): choice.get("hotkey") for choice in interface.iter("Choice")}
+    assert keys == {"alpha": "1", "beta": "2", "safe": "0"}  # the page's
     (choices,), (video,) = interface.iter("Choices"), interface.iter("Video")
     assert (choices.get("toName"), choices.get("choice")) == (video.get("name"), "multiple")
     tasks = {task["data"]["sample_id"]: task for task in json.loads(
@@ -279,6 +282,18 @@ def test_an_export_of_label_studio_is_read_as_labels(command: Shell) -> None:
     found = {s.sample_id: label_text(s.categories) for s in read_samples(capture) if s.is_labelled}
     assert found == {"s001": "safe"}  # of s000 two people say two things
     assert "s000 unlabelled (ann@example.org: alpha|beta, 4: beta)" in ran.out
+
+
+def test_what_label_studio_itself_exported_is_read(command: Shell) -> None:
+    """By Label Studio 1.23.2, of tasks that `label_studio=true` wrote, annotated through its interface for
+    programs; sample and category names were changed since.
+    """
+    capture = write_capture(command.directory / "captures" / "mine", 8, labelled=False)
+    ran = command("name=mine", f"labels={EXPORT}")
+    assert ran.code == 0, ran.err
+    found = {s.sample_id: label_text(s.categories) for s in read_samples(capture) if s.is_labelled}
+    assert found == {"s000": "alpha", "s002": "alpha|beta"}  # the others: cancelled, empty, a draft
+    assert "s001 unlabelled (1: safe, 2: beta)" in ran.out
 
 
 @pytest.mark.parametrize(
