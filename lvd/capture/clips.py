@@ -19,7 +19,9 @@ from lvd.latents.format import Sample
 from lvd.sampling.call import inputs_of, takes
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.noised import Start, find_start, noised_steps
-from lvd.sampling.pipelines import latent_size, layout_of
+from lvd.sampling.pipelines import latent_size, layout_of, made_from_input
+
+_FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ class ClipSize:
             LvdError: neither the call nor the pipeline says it.
         """
         given = {**inputs_of(pipe), **call}
-        sizes: list[Any] = [given.get(name) for name in ("num_frames", "height", "width")]
+        frames = next((name for name in _FRAMES if name in given), _FRAMES[0])
+        sizes: list[Any] = [given.get(name) for name in (frames, "height", "width")]
         if not all(type(size) is int for size in sizes):
             raise LvdError(
                 "clips are made as large as the generator's videos: "
-                "give num_frames, height and width in pipeline.call"
+                f"give {frames}, height and width in pipeline.call"
             )
         return cls(*sizes)
 
@@ -74,8 +77,14 @@ class ClipSource:
         """Clips in `folder`, for a pipeline that was loaded as `source` says.
 
         Raises:
-            LvdError: the pipeline takes no latents, or it is not known how large its videos are.
+            LvdError: the pipeline makes its videos from images or videos, takes no latents, or it is not
+                known how large its videos are.
         """
+        if (made_from := made_from_input(pipe)) is not None:
+            raise LvdError(
+                f"{type(pipe).__name__} makes a video from one {made_from}, which clips do not have: "
+                "source=clips needs a pipeline of prompts"
+            )
         if source.offload:
             raise LvdError("clips are encoded outside of the pipeline's call: set pipeline.offload=false")
         if not takes(pipe, "latents"):

@@ -73,7 +73,8 @@ def find_start(
     if drawn.shape != x0_BCFHW.shape:
         raise LvdError(
             f"the clips are encoded as {list(x0_BCFHW.shape[1:])}, and the pipeline samples latents "
-            f"{list(drawn.shape[1:])}: give num_frames, height and width in pipeline.call"
+            f"{list(drawn.shape[1:])}: give a number of frames, a height and a width in pipeline.call "
+            "that the pipeline neither rounds nor pads"
         )
     ones = _argument(torch.ones_like(drawn), layout)
     second = _first_step(call, scheduler, latents=ones)

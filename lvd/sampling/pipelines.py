@@ -9,7 +9,7 @@ from typing import Any
 from lvd.errors import LvdError
 from lvd.sampling.caches import unreadable_caches
 from lvd.sampling.call import inputs_of
-from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.fingerprint import Pipeline, is_modular
 from lvd.sampling.layout import LAYOUTS, LatentSize, Layout
 
 LAYOUT_OF: dict[str, Layout] = {
@@ -138,6 +138,16 @@ _ONE_OF_A_PROMPT = frozenset(
         "WanVideoToVideoPipeline",
     }
 )
+
+# Of the modular pipelines, the others may be given an image, and these must be.
+_MODULAR_FROM_IMAGE = frozenset({"Wan22Image2VideoModularPipeline", "WanImage2VideoModularPipeline"})
+
+
+def made_from_input(pipe: Pipeline) -> str | None:
+    """What a pipeline makes every video from, `image` or `video`; None: it needs neither."""
+    if is_modular(pipe) and type(pipe).__name__ not in _MODULAR_FROM_IMAGE:
+        return None
+    return next((name for name in ("image", "video") if name in inputs_of(pipe)), None)
 
 
 def makes_one_of_a_prompt(pipe: Pipeline) -> bool:

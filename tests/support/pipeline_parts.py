@@ -789,7 +789,7 @@ def ltx2() -> dict[str, Any]:
             spatio_temporal_scaling=(True,),
             decoder_spatio_temporal_scaling=(True,),
             decoder_inject_noise=(False, False),
-            downsample_type=("spatial",),
+            downsample_type=("spatiotemporal",),
             upsample_residual=(False,),
             upsample_factor=(1,),
             patch_size=4,
