@@ -28,6 +28,8 @@ def print_evaluation(found: Evaluation, run: Path, recipe: EvaluationRecipe) -> 
     bundle = run / "bundle"
     if found.bundle is not None:
         print(f"bundle: {bundle}, digest {found.bundle}")
+        for sentence in found.refused:
+            print(sentence)
         return
     if not found.provenance.other_origin:
         print(f"no bundle: {found.no_bundle}")

@@ -40,6 +40,7 @@ class Evaluation:
     problems: list[str]
     bundle: str | None  # the digest of the exported bundle
     no_bundle: str | None  # why there is none
+    refused: list[str]  # why a guard refuses it, in sentences
 
 
 def write_evaluation(
@@ -52,7 +53,7 @@ def write_evaluation(
     directory = run / "evaluation"
     cells = _cells(test, names)
     numbers = {**chosen.as_json(), **vars(provenance)}
-    exported, no_bundle = None, None
+    exported, no_bundle, refused = None, None, list[str]()
     if provenance.other_origin:
         no_bundle = "the detectors were trained on latents of another origin"
     elif found.state.on_frames:
@@ -62,6 +63,7 @@ def write_evaluation(
     else:
         info = _bundle_info(capture.info, chosen.rule, recipe.detector, numbers)
         exported = export_bundle(run / "bundle", run, info, found.state.files)
+        refused = [f"a guard refuses the bundle: {why}" for why in info.origin.x0_mismatches()]
     _write_scores(directory / "scores.csv", [val, test], names)
     findings = Findings(
         capture,
@@ -71,7 +73,11 @@ def write_evaluation(
         test,
         cells,
         problems,
-        notes=[*provenance.notes(), *([f"sequential: {not_calibrated}"] if not_calibrated else [])],
+        notes=[
+            *refused,
+            *provenance.notes(),
+            *([f"sequential: {not_calibrated}"] if not_calibrated else []),
+        ],
         compared=[] if compared is None else [compared.section()],
     )
     write_report(
@@ -112,6 +118,7 @@ def write_evaluation(
         problems,
         exported,
         no_bundle,
+        refused,
     )
 
 

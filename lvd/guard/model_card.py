@@ -49,6 +49,7 @@ def model_card(info: BundleInfo) -> str:
         },
         detectors=_DETECTORS[info.detector],
         other_schedules="" if origin.noise_levels is None else _OTHER_SCHEDULES,
+        refused="".join(f" **A guard refuses this bundle: {why}.**" for why in origin.x0_mismatches()),
         deciding_steps=info.rule.steps,
         rule_in_words=info.rule.in_words(),
         guarantee=info.rule.guarantee_in_words(),

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # it imports torch, and commands read capture.json without
 X_T = "x_t"  # a step's latent, as it was sampled
 X_PREV = "x_t-1"  # the one after it, which gives a wrong x0: lvd/uvd/repair.py
 NOISED_CLIP = "noised clip"  # x_t of a real clip under noise: lvd/sampling/noised.py
+_OF_CLIPS = (
+    "its rates are of real clips, so that it guards nothing before it is evaluated on generated videos "
+    "(evaluate.py with capture=NAME)"
+)
 
 # What a caller may choose at every request; any other argument must be as it was in the capture.
 FREE_ARGUMENTS = (
@@ -117,7 +121,9 @@ class Origin:
         return [*_difference("the number of steps", steps, self.steps)]
 
     def x0_mismatches(self) -> list[str]:
-        """An imported capture may have computed x0 from another latent than a guard does."""
+        """Why a guard, which computes x0 from what is sampled, is not measured by such latents, in words."""
+        if self.x0_from == NOISED_CLIP:
+            return [_OF_CLIPS]
         return [*_difference("the latent that x0 is computed from", X_T, self.x0_from)]
 
     def _weights_mismatches(self, pipe: Pipeline) -> Iterator[str]:

@@ -29,6 +29,7 @@ from lvd.errors import LvdError
 from lvd.evaluation.run import evaluate_runs
 from lvd.evaluation.write import Evaluation
 from lvd.files import file_sha256
+from lvd.guard import Guard
 from lvd.guard.bundle import load_bundle
 from lvd.latents import journal, writer
 from lvd.latents.format import UNLABELLED, Sample
@@ -573,6 +574,35 @@ def test_a_run_of_an_earlier_version_is_measured_as_before(captures: Path, own_r
     shutil.rmtree(captures / "tiny")
     with pytest.raises(LvdError, match=r"was trained on .*tiny, which is not there"):
         do(other, own_run)
+
+
+def of_clips(capture: Path) -> None:
+    info = json.loads((capture / "capture.json").read_text())
+    (capture / "capture.json").write_text(json.dumps({**info, "x0_from": "noised clip"}))
+
+
+def test_rates_of_clips_say_that_nothing_is_guarded_by_them(
+    captures: Path, own_run: Path, command: Shell
+) -> None:
+    for path in own_run.glob("trained_on_*.json"):
+        learned = json.loads(path.read_text())
+        path.write_text(json.dumps({**learned, "origin": {**learned["origin"], "x0_from": "noised clip"}}))
+    of_clips(captures / "tiny")
+    ran = command("name=tiny", f"captures={captures}", "eta=2", "examples=0", "logger=none")
+    assert ran.code == 0, ran.err
+    why = "its rates are of real clips, so that it guards nothing before it is evaluated on generated videos"
+    assert f"a guard refuses the bundle: {why}" in ran.out.splitlines()[-1]
+    assert f"a guard refuses the bundle: {why}" in (own_run / "evaluation" / "report.html").read_text()
+    assert f"**A guard refuses this bundle: {why}" in (own_run / "bundle" / "README.md").read_text()
+    with pytest.raises(LvdError, match=why):
+        Guard.from_pretrained(own_run / "bundle").session(samples=1)
+
+    another_capture(captures / "made", others(160, seed=1))
+    ran = command("name=tiny", f"captures={captures}", "capture=made", "eta=2", "examples=0", "logger=none")
+    assert ran.code == 0, ran.err
+    assert "bundle: runs/tiny/bundle" in ran.out
+    assert "refuses" not in ran.out + (own_run / "evaluation" / "report.html").read_text()
+    assert "refuses this bundle" not in (own_run / "bundle" / "README.md").read_text()
 
 
 # ---- what is stale
