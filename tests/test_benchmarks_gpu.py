@@ -91,7 +91,7 @@ def test_a_trunks_training_is_measured_beside_one_from_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trunk_throughput, "CAPTURES", {"tiny": ((2, 4, 4, 4), 40, 3)})
-    argv = "--latents tiny --workers 0 --batches 6 --precision bf16-mixed --accelerator cpu --scratch"
+    argv = "--latents tiny --workers 0 --batches 6 --precision 32-true --accelerator cpu --scratch"
     monkeypatch.setattr(sys, "argv", ["trunk_throughput.py", *argv.split(), str(tmp_path)])
     trunk_throughput.main()
     rows = [line for line in capfd.readouterr().out.splitlines() if line.startswith("| tiny")]
