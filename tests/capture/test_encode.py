@@ -30,7 +30,10 @@ from lvd.sampling.tap import StepCall, intercept_step
 from support.pipeline_runs import tiny_source
 from support.pipelines import TINY, Tiny
 
-OFTEN = ("CogVideoXPipeline", "LTXPipeline", "TextToVideoSDPipeline", "WanPipeline", "WanModularPipeline")
+OFTEN = (  # one of each layout, of each way to scale, and of other names for the number of frames
+    *("CogVideoXPipeline", "LTXPipeline", "LattePipeline", "TextToVideoSDPipeline"),
+    *("WanImageToVideoPipeline", "WanModularPipeline", "WanPipeline"),
+)
 OF_PROMPTS = [tiny for tiny in TINY if not tiny.inputs and tiny.name == tiny.pipeline_class]
 FROM_INPUTS = [tiny for tiny in TINY if tiny.inputs]
 STEPS = 2
