@@ -228,6 +228,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6, help="of each sampling, at least 4")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk that captures are written to")
     options = parser.parse_args()
+    if options.steps < 4:
+        parser.error("--steps: at least 4")
     if not torch.cuda.is_available():
         print(
             "error: this measures on a GPU, and there is none: run it on a machine with one", file=sys.stderr

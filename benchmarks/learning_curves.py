@@ -24,7 +24,8 @@ another output. Without heads (`--unified`) and without accuracy (`--undecided`)
 All lines are then of the test samples whose prompts no such run has learned from.
 
 Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
-table.json and figure.svg beside the scores. About 2 minutes a draw of heads on one core, an hour in all.
+table.json and figure.svg beside the scores. On one core about 4 minutes for
+a trunk, more for its heads; networks from scratch take hours.
 """
 
 import argparse

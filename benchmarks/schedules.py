@@ -31,18 +31,16 @@ blocked    the share of safe videos that it stops
 
 Intervals are 95%, by prompts. `ddim50` is the control: what a second training on the run's own schedule
 changes, with another seed. `--limit` takes fewer samples, of each split and category in turn. Settings of
-train.py may follow, `trunk.batches=100`. On one core half an hour for each 50 steps of a schedule, and ten
+train.py may follow, `trunk.batches=100`. On one core half an hour for each 50 steps of a schedule, and four
 minutes for a trunk; with `--device cuda` a few minutes for all at once.
 """
 
 import argparse
 import logging
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain, zip_longest
 from pathlib import Path
 
 import command
@@ -51,6 +49,7 @@ from hydra import compose, initialize_config_dir
 from learning_curves import ROOT, check_settings, configured
 from safetensors import safe_open
 from safetensors.torch import save
+from schedules_plan import SCHEDULES, Made, some_of
 from schedules_table import Row, Scores, markdown, measured
 from torch import Tensor
 
@@ -81,54 +80,6 @@ _AT_ONCE = 128  # samples that are scored at once
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """A scheduler of diffusers, None: the generator's own DDIM, and its number of steps."""
-
-    name: str
-    steps: int
-    scheduler: str | None = None
-
-    def settings(self) -> list[str]:
-        """Those of capture.py."""
-        settings = [f"pipeline.steps={self.steps}"]
-        if self.scheduler is None:
-            return settings
-        # The call's eta is DDIM's noise.
-        return [*settings, f"pipeline.scheduler={self.scheduler}", "~pipeline.call.eta"]
-
-
-SCHEDULES = {
-    "ddim50": Schedule("DDIM, 50 (control)", 50),
-    "ddim25": Schedule("DDIM, 25", 25),
-    "ddim100": Schedule("DDIM, 100", 100),
-    "euler25": Schedule("Euler, 25", 25, "EulerDiscreteScheduler"),
-    "dpm25": Schedule("DPM-Solver++, 25", 25, "DPMSolverMultistepScheduler"),
-    "euler8": Schedule("Euler, 8", 8, "EulerDiscreteScheduler"),
-    "lcm8": Schedule("LCM, 8", 8, "LCMScheduler"),
-}
-
-
-@dataclass(frozen=True)
-class Made:
-    """What is made of one schedule, in a directory of its own."""
-
-    schedule: Schedule
-    directory: Path
-
-    @property
-    def capture(self) -> Path:
-        return self.directory / "capture"
-
-    @property
-    def trunk(self) -> Path:
-        return self.directory / "trunk"
-
-    @property
-    def scores(self) -> Path:
-        return self.directory / "scores.safetensors"
-
-
-@dataclass(frozen=True)
 class Trained:
     """The run whose detectors are asked at other schedules."""
 
@@ -147,16 +98,6 @@ class Trained:
     def rows(self, capture: CaptureReader) -> dict[str, list[int]]:
         """The val and test rows of a capture whose prompts the run has not learned from."""
         return open_run(capture, self.run, "unified").rows
-
-
-def some_of(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    """The first so many samples of each split and label in turn, in their order, all without a label."""
-    kinds: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        kinds[sample.split, label_text(sample.categories)].append(sample)
-    turns = chain.from_iterable(zip_longest(*kinds.values()))
-    chosen = {sample.sample_id for sample in [one for one in turns if one is not None][:limit]}
-    return [replace(sample, categories=UNLABELLED) for sample in samples if sample.sample_id in chosen]
 
 
 def captured(made: Made, samples: Sequence[Sample], device: str, batch_size: int) -> CaptureReader:

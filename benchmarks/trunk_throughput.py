@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=60, help="of each training, at least 6")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk that captures are written to")
     options = parser.parse_args()
+    if options.batches < 6:
+        parser.error("--batches: at least 6")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"{card}, torch {torch.__version__}, batches of {FIT.batch_size}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|---|---|---|{'---:|' * (len(COLUMNS) - 3)}", flush=True)

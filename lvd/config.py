@@ -267,7 +267,7 @@ class EvaluateConfig(EvaluationRecipe, MeasuredRuns):
     """python evaluate.py"""
 
     logger: LoggerConfig
-    accelerator: str = "auto"  # of detectors that read decoded frames: a GPU when there is one; cpu
+    accelerator: str = "auto"  # where detectors score and frames are decoded: a GPU if there is one; cpu
     captures: str = "captures"
     runs: str = "runs"
 

@@ -36,6 +36,7 @@ from support.samplers import levels_of
 sys.path.append(str(ROOT / "benchmarks"))
 
 import schedules
+import schedules_plan
 import schedules_table
 from schedules_table import Scores, markdown, measured
 
@@ -91,9 +92,9 @@ def command(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         schedules,
         "SCHEDULES",
         {
-            "ddim50": schedules.Schedule("DDIM, 3 (control)", STEPS),
-            "lcm8": schedules.Schedule("LCM, 2", 2, "LCMScheduler"),
-            "dpm25": schedules.Schedule("DPM-Solver++, 2", 2, "DPMSolverMultistepScheduler"),
+            "ddim50": schedules_plan.Schedule("DDIM, 3 (control)", STEPS),
+            "lcm8": schedules_plan.Schedule("LCM, 2", 2, "LCMScheduler"),
+            "dpm25": schedules_plan.Schedule("DPM-Solver++, 2", 2, "DPMSolverMultistepScheduler"),
         },
     )
     monkeypatch.setattr(schedules_table, "ALPHA", 0.5)  # three safe val prompts calibrate it
@@ -193,7 +194,7 @@ def test_the_noise_levels_of_each_schedule_lie_among_those_of_fifty_ddim_steps(n
 def test_a_schedule_that_cannot_be_made_keeps_no_other_from_it(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trained(made: schedules.Made, *_: Any) -> None:
+    def trained(made: schedules_plan.Made, *_: Any) -> None:
         if made.directory.name == "dpm25":
             raise schedules.LvdError("too few videos")
 
@@ -210,13 +211,13 @@ def test_a_schedule_that_cannot_be_made_keeps_no_other_from_it(
 
 def test_few_samples_are_of_every_split_and_category() -> None:
     samples = run_samples()
-    few = schedules.some_of(samples, 18)
+    few = schedules_plan.some_of(samples, 18)
     kinds = {(s.split, s.categories) for s in samples}
     of = {s.sample_id: (s.split, s.categories) for s in samples}
     assert {of[s.sample_id] for s in few} == kinds
     assert len(few) == len(kinds) == 18
     assert not any(s.is_labelled for s in few)
-    assert [s.sample_id for s in schedules.some_of(samples, None)] == [s.sample_id for s in samples]
+    assert [s.sample_id for s in schedules_plan.some_of(samples, None)] == [s.sample_id for s in samples]
 
 
 def test_a_guard_decides_by_its_trained_steps_whatever_the_schedule() -> None:

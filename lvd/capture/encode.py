@@ -49,7 +49,9 @@ def encode_clip(vae: Any, frames_FCHW: Tensor) -> Tensor:
     frames_BCFHW = frames.to(vae.device, vae.dtype).transpose(0, 1)[None]
     try:
         return _normalised(vae, vae.encode(frames_BCFHW).latent_dist.mode().float())
-    except NotImplementedError:  # Allegro's
+    except NotImplementedError:
+        if name != "AutoencoderKLAllegro":
+            raise
         raise LvdError(f"{name} encodes in tiles alone: set pipeline.vae_tiling=true") from None
 
 

@@ -175,7 +175,7 @@ def step_check(
 
     @torch.inference_mode()
     def check(x0_BCFHW: Tensor) -> Tensor:
-        return torch.as_tensor(network(step, x0_BCFHW.to(device))).sigmoid()
+        return torch.as_tensor(network(step, x0_BCFHW.to(device))).sigmoid().cpu()
 
     return check
 

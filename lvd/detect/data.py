@@ -86,8 +86,13 @@ class CellData(LightningDataModule):
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
-            pin_memory=torch.cuda.is_available(),  # else each copy to a GPU waits for it
+            pin_memory=_go_to_gpu(self),
         )
+
+
+def _go_to_gpu(data: LightningDataModule) -> bool:
+    """Whether a trainer takes the batches to a GPU: copies out of pinned memory are not waited for."""
+    return data.trainer is not None and data.trainer.strategy.root_device.type == "cuda"
 
 
 class _CellRows(Dataset[Batch]):
@@ -158,7 +163,7 @@ class TrunkData(LightningDataModule):
             collate_fn=_as_is,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
-            pin_memory=torch.cuda.is_available(),  # else each copy to a GPU waits for it
+            pin_memory=_go_to_gpu(self),
         )
 
 

@@ -48,7 +48,7 @@ def evaluate_runs(
 
     The capture may be another than the runs were trained on. Several runs are laid side by side. Nothing is
     scored before all of them can be, and nothing is written before all are measured. `device` is where
-    detectors of pixels run.
+    trunk and detectors run; None: the CPU.
 
     Raises:
         LvdError: the capture is not whole or not labelled, eta is more than the steps it holds, a run has no

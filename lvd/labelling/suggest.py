@@ -36,7 +36,7 @@ class Suggestions:
 def of_run(capture: CaptureReader, run: Path, device: torch.device | None = None) -> Suggestions:
     """The mean of each category's scores over all stored steps, and the decisions of the run's bundle.
 
-    The run may have learned from other labels than those of today. `device` is where detectors of pixels
+    The run may have learned from other labels than those of today. `device` is where trunk and detectors
     run; None: the CPU.
 
     Raises:
