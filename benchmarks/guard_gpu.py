@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command
 import diffusers
 import torch
 from guard_step import CATEGORIES, HEADS, LAYERS, TUBELET, WIDTH
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
+from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.sampling.fingerprint import fingerprint, plain_config
@@ -221,20 +223,20 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=["Wan", "HunyuanVideo", "CogVideoX"])
     parser.add_argument("--steps", type=int, default=6, help="of each sampling, at least 4")
     parser.add_argument("--scratch", type=Path, help="a folder on the disk that captures are written to")
     options = parser.parse_args()
     if options.steps < 4:
         parser.error("--steps: at least 4")
+    return command.run(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises: LvdError: there is no GPU."""
     if not torch.cuda.is_available():
-        print(
-            "error: this measures on a GPU, and there is none: run it on a machine with one", file=sys.stderr
-        )
-        return 1
+        raise LvdError("this measures on a GPU, and there is none: run it on a machine with one")
     card = torch.cuda.get_device_properties(0)
     print(f"{card.name}, {card.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, bfloat16\n")
     print(f"| {' | '.join(COLUMNS)} |\n|---|{'---:|' * (len(COLUMNS) - 1)}", flush=True)
@@ -247,7 +249,6 @@ def main() -> int:
             print(f"| {model.name} | does not fit: {model.gigabytes} GB of weights |", flush=True)
         gc.collect()
         torch.cuda.empty_cache()
-    return 0
 
 
 if __name__ == "__main__":

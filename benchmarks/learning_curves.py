@@ -24,8 +24,8 @@ another output. Without heads (`--unified`) and without accuracy (`--undecided`)
 All lines are then of the test samples whose prompts no such run has learned from.
 
 Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
-table.json and figure.svg beside the scores. On one core about 4 minutes for
-a trunk, more for its heads; networks from scratch take hours.
+table.json and figure.svg beside the scores. On one core about 4 minutes for a
+trunk, more for its heads; networks from scratch take hours.
 """
 
 import argparse
@@ -69,6 +69,7 @@ from lvd.detect.trunk_training import train_trunk
 from lvd.errors import LvdError
 from lvd.evaluation.measure import open_run
 from lvd.files import json_sha256, read_json, write_atomically, write_json
+from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import cell_seed
@@ -222,21 +223,34 @@ def check_settings(output: Path, settings: dict[str, object]) -> None:
     write_json(path, settings)
 
 
-def main() -> None:
-    args = arguments()
+def labels_digest(samples: Sequence[Sample]) -> str:
+    return json_sha256([[s.sample_id, s.split, str(s.categories)] for s in samples])
+
+
+def quiet_lightning() -> None:
+    """It tells of every trainer that is made."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    args = arguments()
+    quiet_lightning()
     torch.set_num_threads(1)
     capture = CaptureReader(args.capture)
     if args.on == "val":
         capture = on_val(capture)
     config = configured(args.settings)
     args.output.mkdir(parents=True, exist_ok=True)
-    labels = json_sha256([[s.sample_id, s.split, str(s.categories)] for s in capture.samples])
     recipe = {name: asdict(getattr(config, name)) for name in ("encoder", "trunk", "detector")}
     check_settings(
         args.output,
-        {"capture": capture.latents_digest, "labels": labels, "precision": config.precision, **recipe},
+        {
+            "capture": capture.latents_digest,
+            "labels": labels_digest(capture.samples),
+            "precision": config.precision,
+            **recipe,
+        },
     )
 
     sizes = [None if size == "all" else int(size) for size in args.videos]

@@ -36,7 +36,6 @@ minutes for a trunk; with `--device cuda` a few minutes for all at once.
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,7 +45,7 @@ from pathlib import Path
 import command
 import torch
 from hydra import compose, initialize_config_dir
-from learning_curves import ROOT, check_settings, configured
+from learning_curves import ROOT, check_settings, configured, labels_digest, quiet_lightning
 from safetensors import safe_open
 from safetensors.torch import save
 from schedules_plan import SCHEDULES, Made, some_of
@@ -69,7 +68,7 @@ from lvd.errors import LvdError
 from lvd.evaluation.measure import open_run
 from lvd.files import json_sha256, write_atomically, write_json
 from lvd.guard.bundle import Bundle, load_bundle
-from lvd.latents.format import UNLABELLED, Sample, label_text, read_samples
+from lvd.latents.format import UNLABELLED, Sample, read_samples
 from lvd.latents.reader import CaptureReader
 from lvd.latents.writer import is_complete, relabel
 from lvd.progress import progress
@@ -193,10 +192,6 @@ def noise_levels(capture: CaptureReader) -> tuple[float, ...]:
     return levels
 
 
-def labels_digest(samples: Sequence[Sample]) -> str:
-    return json_sha256([[s.sample_id, s.split, label_text(s.categories)] for s in samples])
-
-
 def scores_of(made: Made, capture: CaptureReader, of: Trained) -> dict[str, Tensor] | None:
     """What `scored` wrote, of these very videos, labels and networks; None: it has not."""
     if not made.scores.is_file():
@@ -225,8 +220,7 @@ def row_of(made: Made, of: Trained) -> Row | None:
 
 
 def run(args: argparse.Namespace) -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise LvdError("--device cuda: there is no GPU here")
     plan = {name: Made(schedule, args.output / name) for name, schedule in SCHEDULES.items()}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from learning_numbers import auroc
+from rules import rule_of
 from torch import Tensor
 
-from lvd.decide.calibrate import calibrate
 from lvd.decide.intervals import auroc_interval
 from lvd.decide.metrics import counted, steps_until_caught, summarise
 from lvd.decide.paired import paired_difference
@@ -64,7 +64,8 @@ def measured(
     for kind, (calibrating, test) in parts.items():
         lines[kind] = {"auroc": _areas(test, at)}
         try:
-            own_rule = _sequential(calibrating, capture.info.category_names)
+            evidence = fading_evidence(*calibrating.scores_NSK.shape[1:])
+            own_rule = rule_of(evidence, calibrating, capture.info.category_names, ALPHA)
         except LvdError as error:
             lines[kind]["not_calibrated"] = str(error)
             continue
@@ -97,15 +98,6 @@ def _scored(capture: CaptureReader, rows: Sequence[int], scores: Tensor) -> Scor
     samples = [capture.samples[row] for row in rows]
     categories = np.array([[s.has(name) for name in capture.info.category_names] for s in samples])
     return Scored(samples, list(rows), categories, scores.numpy())
-
-
-def _sequential(val: Scored, names: Sequence[str]) -> Rule:
-    """As evaluate.py calibrates it; raises `LvdError` where there are too few safe prompts."""
-    safe = ~val.label
-    prompts = val.prompts[safe].tolist()
-    evidence = fading_evidence(*val.scores_NSK.shape[1:])
-    free = {"guarantee": "marginal", "policy": {}, "shares": {}}
-    return calibrate(evidence, val.scores_NSK[safe], prompts, names, alpha=ALPHA, **free)
 
 
 def _areas(test: Scored, at: Mapping[str, int]) -> Row:

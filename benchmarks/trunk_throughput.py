@@ -9,17 +9,19 @@ have work. The loader alone is read as fast as it goes. Each row is printed as s
     python benchmarks/trunk_throughput.py [--workers 0 4 8] [--precision 32-true bf16-mixed] [--batches 60]
 """
 
-import argparse
 import platform
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import command
 import torch
 from guard_step import CATEGORIES
+from learning_curves import configured, quiet_lightning
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from read import write_capture
@@ -29,14 +31,14 @@ from lvd.detect.data import TrunkData
 from lvd.detect.fit import Setup, fit_module
 from lvd.detect.module import TrunkModule
 from lvd.detect.network import EncoderConfig, Trunk
-from lvd.detect.recipe import EncoderSize, Fit, Machine
+from lvd.detect.recipe import Machine
 from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
 
 Shape = tuple[int, int, int, int]
 
-ENCODER = EncoderSize(width=96, layers=4, heads=4)  # conf/encoder/tiny.yaml
-FIT = Fit(epochs=1, batch_size=32, learning_rate=1e-3, weight_decay=0.05, shift=2)  # conf/train.yaml
+DEFAULTS = configured([])
+ENCODER, FIT = DEFAULTS.encoder, replace(DEFAULTS.trunk.fit, epochs=1)
 CAPTURES: dict[str, tuple[Shape, int, int]] = {  # C, F, H, W; videos; steps
     "demo": ((16, 8, 8, 8), 200, 20),
     "AnimateDiff": ((4, 16, 64, 64), 100, 8),
@@ -162,9 +164,7 @@ def measure(name: str, capture: CaptureReader, machine: Machine, workers: list[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--latents", nargs="+", default=list(CAPTURES), choices=list(CAPTURES))
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 4, 8])
     parser.add_argument("--precision", nargs="+", default=["32-true", "bf16-mixed"])
@@ -174,6 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.batches < 6:
         parser.error("--batches: at least 6")
+    quiet_lightning()
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"{card}, torch {torch.__version__}, batches of {FIT.batch_size}\n")
     print(f"| {' | '.join(COLUMNS)} |\n|---|---|---|{'---:|' * (len(COLUMNS) - 3)}", flush=True)

@@ -46,13 +46,10 @@ def encode_clip(vae: Any, frames_FCHW: Tensor) -> Tensor:
         return scaled
     if name not in _VIDEO_VAES:
         raise LvdError(f"clips cannot be encoded by {name}: how its latents are scaled is not known")
+    if name == "AutoencoderKLAllegro" and not vae.use_tiling:
+        raise LvdError(f"{name} encodes in tiles alone: set pipeline.vae_tiling=true")
     frames_BCFHW = frames.to(vae.device, vae.dtype).transpose(0, 1)[None]
-    try:
-        return _normalised(vae, vae.encode(frames_BCFHW).latent_dist.mode().float())
-    except NotImplementedError:
-        if name != "AutoencoderKLAllegro":
-            raise
-        raise LvdError(f"{name} encodes in tiles alone: set pipeline.vae_tiling=true") from None
+    return _normalised(vae, vae.encode(frames_BCFHW).latent_dist.mode().float())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from lvd.capture.frames import inference_device
 from lvd.errors import LvdError
 from lvd.progress import progress
 from lvd.sampling.call import call_arguments
@@ -27,7 +28,7 @@ def load_pipeline(generator: Path) -> Any:
     pipelines: Any = DiffusionPipeline  # diffusers annotates little
     pipeline = pipelines.from_pretrained(generator, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(inference_device("auto"))
 
 
 def call_settings() -> dict[str, Any]:

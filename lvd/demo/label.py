@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lvd.capture.decode import decode_frames, load_vae
+from lvd.capture.frames import inference_device
 from lvd.demo.measure import share_line, subject_table
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, caption_of
@@ -88,7 +89,7 @@ def main() -> int:
         capture = CaptureReader(args.capture)
         if set(capture.info.category_names) != set(CATEGORY_NAMES):
             raise LvdError(f"{args.capture} needs the demo's categories: {', '.join(CATEGORY_NAMES)}")
-        vae = load_vae(capture.info.origin).to("cuda" if torch.cuda.is_available() else "cpu")
+        vae = load_vae(capture.info.origin).to(inference_device("auto"))
         verdicts = look(capture, vae, load_recogniser())
         output = args.output or args.capture / "labels.csv"
         write_labels(output, capture.samples, verdicts)

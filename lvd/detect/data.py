@@ -79,20 +79,20 @@ class CellData(LightningDataModule):
 
     def _loader(self, rows: "_CellRows", order: Sampler[int]) -> DataLoader[Batch]:
         # The order's generator is not the loader's: a loader draws from its own, with workers less often.
-        return DataLoader(
-            rows,
-            batch_size=self._batch_size,
-            sampler=order,
-            collate_fn=_as_is,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            pin_memory=_go_to_gpu(self),
-        )
+        return _loader(self, rows, self._workers, batch_size=self._batch_size, sampler=order)
 
 
-def _go_to_gpu(data: LightningDataModule) -> bool:
-    """Whether a trainer takes the batches to a GPU: copies out of pinned memory are not waited for."""
-    return data.trainer is not None and data.trainer.strategy.root_device.type == "cuda"
+def _loader(data: LightningDataModule, rows: Dataset[Batch], workers: int, **order: Any) -> DataLoader[Batch]:
+    """Batches as `rows` gives them; for a GPU in pinned memory, out of which copies are not waited for."""
+    to_gpu = data.trainer is not None and data.trainer.strategy.root_device.type == "cuda"
+    return DataLoader(
+        rows,
+        collate_fn=_as_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=to_gpu,
+        **order,
+    )
 
 
 class _CellRows(Dataset[Batch]):
@@ -147,24 +147,16 @@ class TrunkData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         number, of = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share = [batch[number::of] for batch in self._batches]
-        return self._loader(_Batches(share, self._epochs, self._epoch))
+        batches = _Batches(share, self._epochs, self._epoch)
+        return _loader(self, self._pairs, self._workers, batch_sampler=batches)
 
     def _epoch(self) -> int:
         """The trainer's, which also knows where a training goes on; without one, they are counted."""
         return self.trainer.current_epoch if self.trainer else next(self._counted)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(_Batches(self._val_batches, 1, lambda: 0))
-
-    def _loader(self, batches: "_Batches") -> DataLoader[Batch]:
-        return DataLoader(
-            self._pairs,
-            batch_sampler=batches,
-            collate_fn=_as_is,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            pin_memory=_go_to_gpu(self),
-        )
+        batches = _Batches(self._val_batches, 1, lambda: 0)
+        return _loader(self, self._pairs, self._workers, batch_sampler=batches)
 
 
 class _Pairs(Dataset[Batch]):
