@@ -4,9 +4,12 @@ Of the train split so many videos of every category are drawn, each of another p
 prompts, and safe ones in the proportion of the split. With those, detectors are trained by the project's own
 recipe and scored on the whole test split, which is the same throughout:
 
-heads      a trunk and a logistic head for each category and step
-unified    the outputs of the same trunk
-scratch    a network for each category and step; at three steps, since they take longest
+unified      the outputs of a trunk
+heads        a logistic head for each category and step on the same trunk
+fine-tuned   a network for each category and step that starts from the same trunk
+scratch      the same from random weights; these two at three steps, since they take longest
+
+`--kinds` chooses among them.
 
 Each line is a mean over draws (`--draws`), which also differ in everything that training draws at random. Its
 95% interval has two parts, added as independent errors: the draws (Student's t) and the prompts of the test
@@ -19,13 +22,14 @@ within     the same, of the pairs of an unsafe and a safe video that have one pr
 
 `--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
 Settings of train.py may follow, `trunk.batches=800 accelerator=gpu`; `--against` prints the differences to
-another output. Without heads (`--unified`) and without accuracy (`--undecided`), all time is the trunk's.
+another output. With the trunk's outputs alone (`--kinds unified`) and without accuracy (`--undecided`), all
+time is the trunk's.
 `--runs runs/study` adds what the outputs of that run's trunk reach; it may have learned from another capture.
 All lines are then of the test samples whose prompts no such run has learned from.
 
 Every draw's scores are written down; run again, it goes on from there. The table comes last, and table.csv,
-table.json and figure.svg beside the scores. On one core about 4 minutes for a
-trunk, more for its heads; networks from scratch take hours.
+table.json and figure.svg beside the scores. On one core about 4 minutes for a trunk, more for its heads, and
+1 to 8 for 15 networks.
 """
 
 import argparse
@@ -76,27 +80,32 @@ from lvd.sweep.job import cell_seed
 from lvd.typed import typed
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRATCH = (4, 9, 19)  # steps that networks from scratch are trained at
+KINDS = ("unified", "heads", "fine-tuned", "scratch")
+NETWORKS = {  # whose detectors are networks, and how train.py is told so
+    "fine-tuned": {"init": "trunk", "tuning": "full", "cache": True},
+    "scratch": {"init": "scratch", "cache": True},
+}
+NETWORK_STEPS = (4, 9, 19)  # that they are trained at
 
 
 @dataclass(frozen=True)
 class Draw:
-    """So many videos a category (None: all there are), drawn by a seed, to train one family of detectors."""
+    """So many videos a category (None: all there are), drawn by a seed, to train one kind of detectors."""
 
-    kinds: tuple[str, ...]  # of a trunk: heads, unified or both; or scratch
+    kind: str
     videos: int | None
     seed: int
-
-    @property
-    def family(self) -> str:
-        return "scratch" if self.kinds == ("scratch",) else "trunk"
 
     @property
     def size(self) -> str:
         return "all" if self.videos is None else str(self.videos)
 
-    def file(self, output: Path, kind: str) -> Path:
-        return output / f"{kind}_{self.size}_{self.seed}.safetensors"
+    def scores(self, output: Path) -> Path:
+        return output / f"{self.kind}_{self.size}_{self.seed}.safetensors"
+
+    def trunk(self, output: Path) -> Path:
+        """Where the trunk of the same videos is kept, which three kinds share."""
+        return output / f"trunk_{self.size}_{self.seed}"
 
 
 def configured(settings: Sequence[str]) -> TrainConfig:
@@ -107,44 +116,33 @@ def configured(settings: Sequence[str]) -> TrainConfig:
 
 def train_and_score(
     capture: CaptureReader, draw: Draw, steps: Sequence[int], output: Path, config: TrainConfig
-) -> dict[str, Scores]:
+) -> Scores:
     """Train a draw's detectors at some steps, and score the test samples with them.
 
     The trunk is kept in `output`, and one that is there is not trained again.
     """
+    device = inference_device(config.accelerator)
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory)
-        if draw.family == "trunk":
-            kept = output / f"trunk_{draw.size}_{draw.seed}"
+        if draw.kind != "scratch":
+            kept = draw.trunk(output)
             if not (kept / "config.json").is_file():  # written last
                 train_trunk(capture, kept, config.trunk, Setup(config.encoder, config, draw.seed))
             shutil.copytree(kept, run / "trunk")
-        device = inference_device(config.accelerator)
-        if draw.kinds == ("unified",):
-            return {"unified": by_trunk(test_part(capture), run, steps, device)}
-        recipe = replace(config.detector, init=draw.family, cache=draw.family == "scratch")
+        if draw.kind == "unified":
+            return by_trunk(test_part(capture), run, steps, device)
+        recipe = replace(config.detector, **NETWORKS.get(draw.kind, {"init": "trunk"}))
         for step, name in product(steps, capture.info.category_names):
             cell = Cell(name, step)
             setup = Setup(config.encoder, config, cell_seed(draw.seed, cell))
             train_detector(capture, run, run / cell.path, name, step, recipe, setup)
-        return scores_of(capture, run, steps, device)
+        rows, digest = labelled_rows(capture.samples, "test"), trunk_digest(run / "trunk")
+        return {step: score_step(capture, run, digest, step, rows, {}, device)[0] for step in steps}
 
 
 def test_part(capture: CaptureReader) -> Part:
     """The labelled test samples alone: no features are computed of others."""
     return Part(capture, {row: capture.samples[row] for row in labelled_rows(capture.samples, "test")})
-
-
-def scores_of(
-    capture: CaptureReader, run: Path, steps: Sequence[int], device: torch.device
-) -> dict[str, Scores]:
-    """Of the test samples, by each kind of detectors that a run has."""
-    rows = labelled_rows(capture.samples, "test")
-    digest = trunk_digest(run / "trunk")
-    grid = {step: score_step(capture, run, digest, step, rows, {}, device)[0] for step in steps}
-    if digest is None:
-        return {"scratch": grid}
-    return {"heads": grid, "unified": by_trunk(capture, run, steps, device)}
 
 
 def by_trunk(capture: CaptureReader, run: Path, steps: Sequence[int], device: torch.device) -> Scores:
@@ -165,9 +163,11 @@ def of_run(capture: CaptureReader, run: Path, steps: Sequence[int], device: torc
         return by_trunk(capture, copy, steps, device)
 
 
-def table_steps(capture: CaptureReader, *, decide: bool) -> list[int]:
-    """The steps of the table; `decide`: and all that the vote looks at."""
+def table_steps(capture: CaptureReader, kind: str, *, decide: bool) -> list[int]:
+    """The steps of the table; `decide`: and all that the vote looks at. Networks have only some."""
     stored = range(capture.info.stored_steps)
+    if kind in NETWORKS:
+        return [step for step in NETWORK_STEPS if step in stored]
     return [step for step in stored if step in SHOWN or (decide and step < VOTE.steps)]
 
 
@@ -186,28 +186,25 @@ def train_plan(
     capture: CaptureReader, plan: Sequence[Draw], output: Path, config: TrainConfig, *, decide: bool
 ) -> None:
     """Train and score what is missing of the plan; `decide` as in `table_steps`."""
-    steps = {"trunk": table_steps(capture, decide=decide), "scratch": SCRATCH}
     samples = [drawn(capture, draw.videos, draw.seed) for draw in plan]  # what cannot be is told first
     for number, (draw, of_draw) in enumerate(zip(plan, samples, strict=True)):
-        if all(draw.file(output, kind).is_file() for kind in draw.kinds):
+        if draw.scores(output).is_file():
             continue
-        told = f"{' and '.join(draw.kinds)}, {draw.size} videos a category, draw {draw.seed}"
+        told = f"{draw.kind}, {draw.size} videos a category, draw {draw.seed}"
         print(f"{number + 1} of {len(plan)}: {told}", flush=True)
-        for kind, scores in train_and_score(
-            Part(capture, of_draw), draw, steps[draw.family], output, config
-        ).items():
-            tensors = {str(step): of_step.contiguous() for step, of_step in scores.items()}
-            write_atomically(draw.file(output, kind), save(tensors))
+        steps = table_steps(capture, draw.kind, decide=decide)
+        scores = train_and_score(Part(capture, of_draw), draw, steps, output, config)
+        tensors = {str(step): of_step.contiguous() for step, of_step in scores.items()}
+        write_atomically(draw.scores(output), save(tensors))
 
 
 def measured(plan: Sequence[Draw], output: Path) -> dict[Key, dict[int, Scores]]:
     """The scores that are there of each kind and size, by draw."""
     found: dict[Key, dict[int, Scores]] = defaultdict(dict)
     for draw in plan:
-        for kind in draw.kinds:
-            if (path := draw.file(output, kind)).is_file():
-                scores = {int(step): of_step for step, of_step in load_file(path).items()}
-                found[kind, draw.size][draw.seed] = dict(sorted(scores.items()))
+        if (path := draw.scores(output)).is_file():
+            scores = {int(step): of_step for step, of_step in load_file(path).items()}
+            found[draw.kind, draw.size][draw.seed] = dict(sorted(scores.items()))
     return dict(found)
 
 
@@ -254,20 +251,17 @@ def main() -> None:
     )
 
     sizes = [None if size == "all" else int(size) for size in args.videos]
-    kinds = ("unified",) if args.unified else ("heads", "unified")
-    plan = [Draw(kinds, size, seed) for seed in range(args.draws) for size in sizes]
-    plan += [Draw(("scratch",), size, seed) for seed in range(args.scratch_draws) for size in sizes]
+    plan = [Draw(kind, size, seed) for seed, size, kind in product(range(args.draws), sizes, args.kinds)]
     train_plan(capture, plan, args.output, config, decide=not args.undecided)
 
     unseen = unseen_by(capture, args.runs)
     test, scores = test_samples(capture, unseen), measured(plan, args.output)
     scores = {key: {seed: only(of, unseen) for seed, of in found.items()} for key, found in scores.items()}
-    planned = dict.fromkeys(kind for draw in plan for kind in draw.kinds)
-    keys = [(kind, size) for kind in planned for size in args.videos if (kind, size) in scores]
+    keys = [key for key in product(args.kinds, args.videos) if key in scores]
     rows = {key: (len(scores[key]), estimates(list(scores[key].values()), test)) for key in keys}
     for run in args.runs:
         part = Part(capture, dict(zip(test.rows, test.samples, strict=True)))
-        steps = table_steps(capture, decide=not args.undecided)
+        steps = table_steps(capture, "unified", decide=not args.undecided)
         found = of_run(part, run, steps, inference_device(config.accelerator))
         rows[f"unified, run {run.name}", "all"] = 1, estimates([found], test)
     train = [s for s in capture.samples if s.split == "train" and s.is_labelled]
@@ -297,11 +291,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/learning_curves"))
     parser.add_argument("--videos", nargs="+", default=["5", "10", "20", "40", "80", "all"])
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--scratch-draws", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument(
         "--undecided", action="store_true", help="only the table's steps, no accuracy: faster"
     )
-    parser.add_argument("--unified", action="store_true", help="only the trunk's outputs, no heads: faster")
     parser.add_argument("--on", choices=("test", "val"), default="test")
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="trained runs, a line for each")
     parser.add_argument("--against", type=Path, help="another output, of another recipe")

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +135,10 @@ def curves(capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     for module in (learning_curves, learning_table):
         monkeypatch.setattr(module, "VOTE", Vote(2, 0.6, 0.5))
         monkeypatch.setattr(module, "SHOWN", (0, 2))
-    monkeypatch.setattr(learning_curves, "SCRATCH", (1,))
+    monkeypatch.setattr(learning_curves, "NETWORK_STEPS", (0, 2, 7))
 
     def run(*arguments: str) -> None:
-        given = [str(capture), *SMALL, "--output", str(tmp_path / "out"), "--videos", "3", "all", *arguments]
+        given = [str(capture), *SMALL, *arguments, "--output", str(tmp_path / "out"), "--videos", "3", "all"]
         monkeypatch.setattr(sys, "argv", ["learning_curves.py", *given])
         learning_curves.main()
 
@@ -152,29 +153,34 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    curves("--draws", "2", "--scratch-draws", "1")
+    curves("--draws", "2")
     printed = capsys.readouterr().out
-    for line in ("| heads | 3 | 2 |", "| heads | all | 2 |", "| unified | 3 | 2 |", "test_samples: 16"):
+    for line in ("| heads | 3 | 2 |", "| heads | all | 2 |", "| unified | 3 | 2 |"):
         assert line in printed, printed
+    assert "test_samples: 16" in printed
     rows = json.loads((out / "table.json").read_text())["rows"]
     measured = {(row["detectors"], row["measure"]) for row in rows}
     of_trunk = {"accuracy", "AUROC 0", "AUROC 1", "AUROC 2"}
-    assert measured == {("scratch", "AUROC 1"), *((k, m) for k in ("heads", "unified") for m in of_trunk)}
+    of_networks = {"AUROC 0", "AUROC 2"}  # there is no step 7
+    assert measured == {
+        *product(("unified", "heads"), of_trunk),
+        *product(("fine-tuned", "scratch"), of_networks),
+    }
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in rows)
     assert (out / "figure.svg").is_file()
     assert (out / "table.csv").read_text().count("\n") == 1 + len(rows)
 
     (out / "heads_all_1.safetensors").unlink()
     monkeypatch.setattr(learning_curves, "train_trunk", None)  # those that are there are not trained again
-    curves("--draws", "2", "--scratch-draws", "1", "--against", str(out))
+    curves("--draws", "2", "--against", str(out))
     printed = capsys.readouterr().out
-    assert printed.count(" of 6: ") == 1
+    assert printed.count(" of 16: ") == 1
     assert f"less {out}, of the same draws" in printed
     assert "0.000 ±0.000" in printed.rsplit("less", 1)[1]
     assert json.loads((out / "table.json").read_text())["rows"] == rows
 
     shutil.copytree(trained_run, tmp_path / "runs" / "own")
-    curves("--draws", "2", "--scratch-draws", "1", "--runs", str(tmp_path / "runs" / "own"))
+    curves("--draws", "2", "--runs", str(tmp_path / "runs" / "own"))
     assert "| unified, run own | all | 1 |" in capsys.readouterr().out
     with pytest.raises(LvdError, match="--runs goes with --on test"):
         curves("--on", "val", "--runs", "runs/own")
@@ -182,18 +188,26 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
         curves("--draws", "2", "trunk.batches=5")
 
 
-def test_the_trunks_outputs_alone_are_what_they_are_with_heads(
-    curves: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_kinds_are_chosen_and_of_each_only_its_own_is_trained(
+    curves: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    curves("--draws", "1", "--scratch-draws", "0")
-    with_heads = tmp_path / "out"
-    curves("--draws", "1", "--scratch-draws", "0", "--unified", "--output", str(tmp_path / "alone"))
-    assert "| heads |" not in capsys.readouterr().out.rsplit("test_samples", 1)[1]
-    scores, alone = (load_file(of / "unified_3_0.safetensors") for of in (with_heads, tmp_path / "alone"))
-    assert scores.keys() == alone.keys()
-    for step, of_step in scores.items():
-        torch.testing.assert_close(alone[step], of_step)
-    assert not list((tmp_path / "alone").glob("heads*"))
+    monkeypatch.setattr(learning_curves, "train_trunk", None)
+    curves("--draws", "1", "--kinds", "scratch")
+    assert "| unified |" not in capsys.readouterr().out
+    assert {path.stem.split("_")[0] for path in (tmp_path / "out").glob("*.safetensors")} == {"scratch"}
+
+
+def test_a_fine_tuned_network_has_learned_beyond_its_trunk(
+    curves: Callable[..., None], tmp_path: Path
+) -> None:
+    curves("detector.network.learning_rate=1e-2", "--draws", "1", "--kinds", "unified", "fine-tuned")
+    outputs, tuned = (
+        load_file(tmp_path / "out" / f"{kind}_all_0.safetensors") for kind in ("unified", "fine-tuned")
+    )
+    assert (outputs["2"] - tuned["2"]).abs().max() > 1e-3
 
 
 # ---- the figure
