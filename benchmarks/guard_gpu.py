@@ -26,14 +26,14 @@ from typing import Any
 import command
 import diffusers
 import torch
-from guard_step import CATEGORIES, HEADS, LAYERS, TUBELET, WIDTH
+from guard_step import CATEGORIES
 from record_overhead import record_stub
 from stub_pipeline import StubPipeline
 from torch import Tensor, nn
 
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
-from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
+from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.errors import LvdError
 from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
 from lvd.guard.guard import Guard
@@ -111,8 +111,8 @@ MODELS = (
 
 def guard_of(pipe: StubPipeline, shape: LatentShape, steps: int, lag: int) -> Guard:
     """Default detectors with random weights, and a vote that looks at all steps and decides at the last."""
-    encoder = EncoderConfig(shape, WIDTH, LAYERS, HEADS, choose_patch(shape, TUBELET), TUBELET)
-    heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
+    encoder = EncoderConfig.fitted(command.train_config([]).encoder, shape)
+    heads: list[Any] = [HeadDetector(encoder.width) for _ in CATEGORIES]
     nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step
     of_steps = {step: StepDetectors(heads) for step in range(steps)}
     detectors = Detectors(Trunk(encoder, steps, len(CATEGORIES)), of_steps).eval().requires_grad_(False)

@@ -5,7 +5,7 @@ decodes x0 with an AutoencoderKL of Stable Diffusion 1.5's size, 16 frames of 51
 VideoMAE-base on `[16, 3, 224, 224]`. Random weights cost the same as trained ones. Minutes on two cores;
 `guard_step.py networks` measures the networks alone, in seconds: heads and the trunk's own outputs
 (detector=unified) of one step, on one thread, for the demo's latents and for `[4, 16, 64, 64]`, and how large
-their weights are.
+their weights are. Settings of train.py may follow: `networks encoder.patch=16 encoder.layers=2`.
 
 The bookkeeping is measured twice: as it is, and with an allocator that keeps freed memory. glibc hands a
 latent's buffers back to the kernel now and then, which lengthens steps without a guard just as well.
@@ -16,11 +16,12 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import command
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -29,7 +30,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors, UnifiedDetector
-from lvd.detect.network import EncoderConfig, HeadDetector, Trunk, choose_patch
+from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.guard.bundle import Bundle, BundleInfo
 from lvd.guard.guard import Guard
 from lvd.guard.verify import BUNDLE_VERSION
@@ -39,7 +40,6 @@ from lvd.sampling.origin import Origin
 SHAPE, DEMO_SHAPE = (4, 16, 64, 64), (16, 8, 8, 8)
 CATEGORIES = ("distorted_weird", "terrifying", "pornographic", "violent_bloody", "political")
 STEPS, GUIDANCE = 50, 7.5
-WIDTH, LAYERS, HEADS, TUBELET = 96, 4, 4, 2  # conf/encoder/tiny.yaml
 
 
 class BarePipeline:
@@ -93,9 +93,10 @@ class NoNetwork(nn.Module):
         return torch.ones(len(x0_BCFHW), len(CATEGORIES))
 
 
-def default_detectors(shape: tuple[int, int, int, int] = SHAPE) -> Detectors:
-    encoder = EncoderConfig(shape, WIDTH, LAYERS, HEADS, choose_patch(shape, TUBELET), TUBELET)
-    heads: list[Any] = [HeadDetector(WIDTH) for _ in CATEGORIES]
+def random_detectors(shape: tuple[int, int, int, int], settings: Sequence[str] = ()) -> Detectors:
+    """Heads on a trunk of the size that train.py takes by default, but for these settings."""
+    encoder = EncoderConfig.fitted(command.train_config(settings).encoder, shape)
+    heads: list[Any] = [HeadDetector(encoder.width) for _ in CATEGORIES]
     nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step, so that the last one decides
     steps = {step: StepDetectors(heads) for step in range(STEPS)}
     return Detectors(Trunk(encoder, STEPS, len(CATEGORIES)), steps).eval().requires_grad_(False)
@@ -143,12 +144,12 @@ def classify_seconds() -> float:
 
 
 @torch.inference_mode()
-def networks() -> str:
+def networks(settings: Sequence[str]) -> str:
     """Milliseconds of one step's networks, of one sample: a line for each shape."""
     torch.set_num_threads(1)
     lines = []
     for shape in (DEMO_SHAPE, SHAPE):
-        grid, x0 = default_detectors(shape), torch.randn(1, *shape)
+        grid, x0 = random_detectors(shape, settings), torch.randn(1, *shape)
         trunk = grid.trunk
         assert trunk is not None
         unified, heads, features = UnifiedDetector(trunk), grid.steps["0"], trunk.features(x0, 0)
@@ -192,9 +193,9 @@ def bookkeeping() -> str:
 
 
 def in_a_process(**environment: str) -> str:
-    command = [sys.executable, __file__, "bookkeeping"]
+    arguments = [sys.executable, __file__, "bookkeeping"]
     child = subprocess.run(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
+        arguments, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True
     )
     return child.stdout.strip()
 
@@ -203,13 +204,13 @@ def main() -> None:
     if sys.argv[1:] == ["bookkeeping"]:
         print(bookkeeping())
         return
-    if sys.argv[1:] == ["networks"]:
-        print(networks())
+    if sys.argv[1:2] == ["networks"]:
+        print(networks(sys.argv[2:]))
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     as_it_is = in_a_process()
     keeping = in_a_process(MALLOC_TRIM_THRESHOLD_=str(2**30), MALLOC_MMAP_THRESHOLD_=str(2**30))
-    detectors = default_detectors()
+    detectors = random_detectors(SHAPE)
     check = float(np.median(step_seconds(detectors, 4)) - np.median(step_seconds(None, 4)))
     print(f"a checked step: {check * 1000:.2f} ms")
     classify = classify_seconds()
@@ -225,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main))

@@ -45,7 +45,6 @@ from pathlib import Path
 
 import command
 import torch
-from hydra import compose, initialize_config_dir
 from learning_draws import Part, drawn, on_val
 from learning_figure import figure
 from learning_table import (
@@ -77,9 +76,7 @@ from lvd.latents.format import Sample
 from lvd.latents.reader import CaptureReader
 from lvd.sweep.grid import Cell
 from lvd.sweep.job import cell_seed
-from lvd.typed import typed
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("unified", "heads", "fine-tuned", "scratch")
 NETWORKS = {  # whose detectors are networks, and how train.py is told so
     "fine-tuned": {"init": "trunk", "tuning": "full", "cache": True},
@@ -106,12 +103,6 @@ class Draw:
     def trunk(self, output: Path) -> Path:
         """Where the trunk of the same videos is kept, which three kinds share."""
         return output / f"trunk_{self.size}_{self.seed}"
-
-
-def configured(settings: Sequence[str]) -> TrainConfig:
-    """What train.py takes by default, but for these settings."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return typed(compose("train", ["accelerator=cpu", *settings]), TrainConfig)
 
 
 def train_and_score(
@@ -237,7 +228,7 @@ def main() -> None:
     capture = CaptureReader(args.capture)
     if args.on == "val":
         capture = on_val(capture)
-    config = configured(args.settings)
+    config = command.train_config(args.settings)
     args.output.mkdir(parents=True, exist_ok=True)
     recipe = {name: asdict(getattr(config, name)) for name in ("encoder", "trunk", "detector")}
     check_settings(

@@ -44,8 +44,7 @@ from pathlib import Path
 
 import command
 import torch
-from hydra import compose, initialize_config_dir
-from learning_curves import ROOT, check_settings, configured, labels_digest, quiet_lightning
+from learning_curves import check_settings, labels_digest, quiet_lightning
 from safetensors import safe_open
 from safetensors.torch import save
 from schedules_plan import SCHEDULES, Made, some_of
@@ -105,9 +104,8 @@ def captured(made: Made, samples: Sequence[Sample], device: str, batch_size: int
     Raises:
         LvdError: the directory has a capture of other samples.
     """
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        given = [f"pipeline.path={GENERATOR}", f"pipeline.device={device}", *made.schedule.settings()]
-        source = typed(compose("capture", ["pipeline=demo", *given]).pipeline, Source)
+    given = [f"pipeline.path={GENERATOR}", f"pipeline.device={device}", *made.schedule.settings()]
+    source = typed(command.composed("capture", ["pipeline=demo", *given]).pipeline, Source)
     record(source, samples, made.capture, Recording(batch_size=batch_size))
     if not any(sample.is_labelled for sample in read_samples(made.capture)):
         capture = CaptureReader(made.capture)
@@ -228,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
     of = Trained.of(args.run)
     samples = some_of(read_samples(args.capture), args.limit) if asked else []
     accelerator = "gpu" if args.device == "cuda" else "cpu"
-    config = configured([f"accelerator={accelerator}", f"seed={SEED}", *args.settings])
+    config = command.train_config([f"accelerator={accelerator}", f"seed={SEED}", *args.settings])
     rows: dict[str, Row] = {}
     failed = []
     for name in asked or plan:

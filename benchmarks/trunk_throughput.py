@@ -21,7 +21,7 @@ from typing import Any
 import command
 import torch
 from guard_step import CATEGORIES
-from learning_curves import configured, quiet_lightning
+from learning_curves import quiet_lightning
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from read import write_capture
@@ -37,7 +37,7 @@ from lvd.latents.reader import CaptureReader
 
 Shape = tuple[int, int, int, int]
 
-DEFAULTS = configured([])
+DEFAULTS = command.train_config([])
 ENCODER, FIT = DEFAULTS.encoder, replace(DEFAULTS.trunk.fit, epochs=1)
 CAPTURES: dict[str, tuple[Shape, int, int]] = {  # C, F, H, W; videos; steps
     "demo": ((16, 8, 8, 8), 200, 20),

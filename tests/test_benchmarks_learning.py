@@ -184,8 +184,10 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
     assert "| unified, run own | all | 1 |" in capsys.readouterr().out
     with pytest.raises(LvdError, match="--runs goes with --on test"):
         curves("--on", "val", "--runs", "runs/own")
+    with pytest.raises(LvdError, match=r"Could not override 'trunk.batch'"):
+        curves("trunk.batch=5")
     with pytest.raises(LvdError, match=r"settings.json has other settings than these: give another --output"):
-        curves("--draws", "2", "trunk.batches=5")
+        curves("trunk.batches=5", "--draws", "2")
 
 
 def test_kinds_are_chosen_and_of_each_only_its_own_is_trained(
