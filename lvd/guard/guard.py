@@ -12,6 +12,7 @@ blocked is blanked before the decoder could see it. Whatever goes wrong with a c
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from lvd.guard.options import GuardOptions
 from lvd.guard.pipeline import GuardResult, call_under_guard
 from lvd.guard.session import OnStep, Sampling, Session
 from lvd.sampling.fingerprint import Pipeline
+from lvd.sampling.state import clear_locals
 
 if TYPE_CHECKING:
     from lvd.guard.metrics import Metrics
@@ -137,17 +139,22 @@ class Guard:
         Raises:
             LvdError: the pipeline or an argument is not what the bundle was made for, another call holds
                 its scheduler, or a decision could not be recorded. What the pipeline itself raises goes
-                through, and no video comes out.
+                through, and no video comes out: the local variables within its traceback are let go.
         """
-        return call_under_guard(
-            self,
-            pipe,
-            prompt,
-            arguments,
-            on_step=on_step,
-            preview=preview,
-            options=self._options,
-        )
+        handled = sys.exception()
+        try:
+            return call_under_guard(
+                self,
+                pipe,
+                prompt,
+                arguments,
+                on_step=on_step,
+                preview=preview,
+                options=self._options,
+            )
+        except BaseException as error:
+            clear_locals(error, handled)
+            raise
 
     def session(
         self,

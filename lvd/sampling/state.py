@@ -1,5 +1,6 @@
-"""What a sampling leaves behind in the parts of a pipeline that it steps."""
+"""What a sampling leaves behind, in the parts of a pipeline that it steps and in what it raises."""
 
+import traceback
 from typing import Any
 
 
@@ -33,6 +34,21 @@ class StateBefore:
                     now[name] = _copied(before[name])
                 else:
                     now.pop(name, None)
+
+
+def clear_locals(error: BaseException, handled: BaseException | None) -> None:
+    """Let go of the local variables of the functions that an exception has left, which may be latents.
+
+    Its traceback keeps them alive, and reporters of errors show them. Also of those it came from, but for
+    `handled`, which was being handled when the sampling began. Files and lines stay.
+    """
+    left, seen = [error], {id(handled)}
+    while left:
+        error = left.pop()
+        if id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            left += [cause for cause in (error.__cause__, error.__context__) if cause is not None]
 
 
 def _steps(value: Any) -> bool:

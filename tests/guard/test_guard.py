@@ -1139,6 +1139,65 @@ def test_a_guider_keeps_nothing_of_a_call_with_a_blocked_sample(flagged: tuple[i
     assert (pipe.guider.momentum_buffer is not None) == kept
 
 
+def locals_of(error: BaseException | None) -> list[Any]:
+    """What a reporter of errors sees: the variables in the frames of an exception, and of those before it."""
+    found: list[Any] = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame is not sys._getframe(1):
+                found += trace.tb_frame.f_locals.values()
+            trace = trace.tb_next
+        error = error.__context__
+    return [*found, *(inner for value in found if isinstance(value, tuple | list) for inner in value)]
+
+
+@pytest.mark.parametrize("flagged", [(0,), (0, 1)])
+@pytest.mark.parametrize("where", ["network", "detector", "log", "on_step"])
+def test_an_exception_holds_no_latent_of_the_sampling_that_it_ended(
+    where: str, flagged: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Both may be found unsafe at the third step, and the log cannot be written in any case."""
+    pipe, table = StubPipeline(), unflagged(2)
+    table[list(flagged), 2] = True
+    guard = stub_guard(pipe, table, audit=failing_log("full", tmp_path))
+    at_step_two = raises(KeyboardInterrupt())
+    on_step = None
+    if where == "network":
+        pipe.answer = at_step_two
+    elif where == "detector":
+        guard.bundle.detectors.spoil = at_step_two
+    elif where == "on_step":
+        on_step = lambda step, scores, preview: at_step_two(step, preview)  # noqa: E731
+    try:
+        guard(pipe, prompt=prompts(2), on_step=on_step, preview=where == "on_step")
+    except (KeyboardInterrupt, LvdError) as error:
+        kept = locals_of(error)
+        assert not any(isinstance(value, Tensor) for value in kept)
+    else:
+        raise AssertionError("the log can be written")
+
+
+def test_the_variables_of_an_exception_that_the_caller_handles_stay(tmp_path: Path) -> None:
+    pipe = StubPipeline()
+    guard = stub_guard(pipe, unflagged(1), audit=failing_log("full", tmp_path))
+
+    def fail(mine: str) -> None:
+        raise ValueError(mine)
+
+    def instead() -> None:
+        try:
+            fail("kept")
+        except ValueError:
+            with pytest.raises(LvdError):
+                guard(pipe, prompt="one")
+            raise
+
+    with pytest.raises(ValueError, match="kept") as handled:
+        instead()
+    assert "kept" in locals_of(handled.value)
+
+
 # ---- threads
 
 
