@@ -75,14 +75,16 @@ class _Sampling:
         self._shown: Tensor | None = None  # a preview, and a second output of some samplers
 
     def step(self, step: int, x0: Tensor, x_t: Tensor, steps: int) -> None:
-        self._session.check(step, x0, x_t)
+        verdicts = self._session.check(step, x0, x_t)
         self._session.blank(x_t)
         if self._session.stopped:
             self.blank(range(len(x0)))
             raise _Stopped
         if self._callback is not None:
             self._shown, x_t = x0.clone(), x_t.clone()
-            self.blank(self._session.blocked)
+            hidden = [row for row, said in enumerate(verdicts) if said.blocked or said.outcome is None]
+            self.blank(hidden)  # of what is not decided yet, a preview may show what will be blocked
+            x_t[hidden] = 0
             self._callback(step, self._shown, x_t, steps)
 
     def blank(self, rows: Sequence[int]) -> None:

@@ -37,8 +37,8 @@ class ByMean(nn.Module):
         return (8.0 * unsafe - 4)[:, None].repeat(1, len(NAMES))
 
 
-def guard_for(limit: float, pipeline_class: str = "WanPipeline") -> Guard:
-    info = bundle_info(StubPipeline(), latent_shape=SHAPE, call={})
+def guard_for(limit: float, pipeline_class: str = "WanPipeline", lam: float = 0.25) -> Guard:
+    info = bundle_info(StubPipeline(), latent_shape=SHAPE, call={}, lam=lam)
     info = replace(info, origin=replace(info.origin, pipeline_class=pipeline_class))
     return Guard(Bundle(info, "d" * 64, ByMean(limit)))  # type: ignore[arg-type]
 
@@ -101,6 +101,21 @@ def test_a_blocked_row_is_blank_and_the_others_are_bit_for_bit_as_without() -> N
     lines = told.splitlines()
     assert [line.split()[1] for line in lines] == ["safe", "unsafe", "safe"]
     assert [line.rsplit(": ")[-1] for line in lines] == ["released", "withheld", "released"]
+
+
+def test_a_row_is_shown_from_the_step_on_that_decides_it() -> None:
+    """One of three is flagged at the first three steps, and three of four flags are needed."""
+    (around,) = guarded.guard_model(Patcher(), guard_for(0.9, lam=0.75), print).wrappers
+    shown: list[tuple[list[bool], list[bool]]] = []
+
+    def callback(step: int, x0: Tensor, x_t: Tensor, steps: int) -> None:
+        shown.append(tuple([bool(row.any()) for row in latent] for latent in (x0, x_t)))
+
+    noise = torch.stack([torch.full(SHAPE, value) for value in (1.0, 3.0, 0.5)])
+    samples = around(euler, noise, torch.zeros_like(noise), None, SIGMAS, None, callback, True, 0)
+    at = [[False, False, False], [False, False, True], *[[True, False, True]] * 4]
+    assert [bool(row.any()) for row in samples] == [True, False, True]
+    assert shown == [(rows, rows) for rows in at]
 
 
 def test_when_all_are_blocked_sampling_stops() -> None:
