@@ -28,6 +28,8 @@ class WithheldError(Exception):
         self.decisions = decisions
 
 
+# What an engine may hand out beside the video, of all rows and steps.
+TRAJECTORY = ("trajectory_latents", "trajectory_decoded", "trajectory_log_probs", "trajectory_timesteps")
 WARM_UP = "dummy_req_id"  # of the request that vllm-omni makes when it starts, of two steps
 
 
@@ -66,15 +68,24 @@ class GuardedSteps:
 
     def post_decode(self, state: Any, **options: Any) -> Any:
         if state.request_id == WARM_UP:
-            return super().post_decode(state, **options)  # type: ignore[misc]
+            return _video_alone(super().post_decode(state, **options))  # type: ignore[misc]
         with state.extra.pop("session") as session:
             made = super().post_decode(state, **options)  # type: ignore[misc]
             decisions = session.close(videos=len(made.output))
         if not any(decision.released for decision in decisions):
             raise WithheldError(decisions)
-        made.output[[row for row, decision in enumerate(decisions) if not decision.released]] = 0
+        withheld = [row for row, decision in enumerate(decisions) if not decision.released]
+        made.output[withheld] = 0
         made.decisions = decisions
-        return made
+        return _video_alone(made) if withheld else made
+
+
+def _video_alone(made: Any) -> Any:
+    """What was made, without the steps that led to it."""
+    for name in TRAJECTORY:
+        if hasattr(made, name):
+            setattr(made, name, None)
+    return made
 
 
 # ---- stand-ins

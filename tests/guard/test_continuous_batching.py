@@ -142,6 +142,42 @@ def test_of_the_engines_own_warm_up_nothing_is_left_and_nothing_is_recorded(
     assert not log.exists() or not list(records(log))
 
 
+@pytest.mark.parametrize(("flagged", "kept"), [((), True), ((1,), False)])
+def test_the_steps_on_the_way_to_a_withheld_video_are_withheld_too(
+    flagged: tuple[int, ...], kept: bool, example: SimpleNamespace
+) -> None:
+    """vllm-omni hands out the latents of each step where a request asks for them."""
+    table = np.zeros((2, STEPS), bool)
+    table[list(flagged), 2] = True
+    guard = stub_guard(StubPipeline(), table)
+
+    class Recording(example.StandIn):
+        def denoise_step(self, states: Sequence[Any]) -> Tensor:
+            (state,) = states
+            alpha_bar = state.scheduler.alphas_cumprod[int(state.current_timestep)]
+            x0 = torch.arange(1.0, 1 + len(state.latents)).reshape(-1, 1, 1, 1, 1)
+            return (state.latents - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+
+        def step_scheduler(self, state: Any, noise_pred: Tensor) -> None:
+            super().step_scheduler(state, noise_pred)
+            state.extra.setdefault("latents", []).append(state.latents.clone())
+
+        def post_decode(self, state: Any) -> Any:
+            made = super().post_decode(state)
+            made.trajectory_latents = torch.stack(state.extra["latents"])
+            return made
+
+    class Guarded(example.GuardedSteps, Recording):
+        pass
+
+    requests = [example.Request("both", 0, 2), example.Request("", 0, 1, request_id="dummy_req_id")]
+    both, warm_up = example.serve(Guarded(guard), requests, at_once=1)
+    assert [d.released for d in both.decisions] == [True, kept]
+    assert (both.trajectory_latents is not None) == kept
+    assert both.output[0].any()
+    assert warm_up.trajectory_latents is None
+
+
 def test_what_bypasses_the_steps_is_refused(example: SimpleNamespace) -> None:
     guard = stub_guard(StubPipeline(), np.zeros((1, STEPS), bool))
     with pytest.raises(RuntimeError, match="only step execution is under guard"):
