@@ -148,6 +148,14 @@ def test_diffusers_free_noise_context() -> None:
     assert pipe.free_noise_enabled is True
 
 
+def test_diffusers_execution_device() -> None:
+    """Where a pipeline runs whose models are offloaded: lvd.capture.clips."""
+    pipe = next(tiny for tiny in TINY if tiny.name == "WanPipeline").build()
+    assert pipe._execution_device == pipe.device
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert pipe._execution_device == torch.device("cpu:0") != pipe.device
+
+
 def test_diffusers_safe_fusing() -> None:
     """A LoRA that was fused: lvd.sampling.fingerprint."""
     from peft import LoraConfig

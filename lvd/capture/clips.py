@@ -1,7 +1,7 @@
 """Real clips in place of what a pipeline samples: read, encoded by its VAE, noised to each step's level."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvd.capture.container import missing_bytes
 from lvd.capture.encode import encode_clip
 from lvd.capture.resize import fitted, spread
 from lvd.capture.source import Source
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
-from lvd.sampling.call import inputs_of, takes
+from lvd.sampling.call import free_models, inputs_of, takes
 from lvd.sampling.fingerprint import Pipeline
 from lvd.sampling.noised import Start, find_start, noised_steps
 from lvd.sampling.pipelines import latent_size, layout_of, made_from_input
 
+_INSTEAD = "copy it again, or write what is left to a new file (ffmpeg -i OLD NEW) and name that"
 _FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
 
 
@@ -85,8 +87,6 @@ class ClipSource:
                 f"{type(pipe).__name__} makes a video from one {made_from}, which clips do not have: "
                 "source=clips needs a pipeline of prompts"
             )
-        if source.offload:
-            raise LvdError("clips are encoded outside of the pipeline's call: set pipeline.offload=false")
         if not takes(pipe, "latents"):
             raise LvdError(f"{type(pipe).__name__} takes no latents to begin with: source=clips needs that")
         self._pipe, self._reading, self._folder = pipe, reading, folder
@@ -106,9 +106,12 @@ class ClipSource:
         for sample in batch:
             path = self._folder / sample.video
             clips.append(read_clip(path, shape.frames, self._reading.seconds, (shape.height, shape.width)))
-        x0 = torch.cat([encode_clip(self._pipe.vae, clip) for clip in clips])
+        device = self._pipe._execution_device  # where offloaded models run
+        x0 = torch.cat([encode_clip(self._pipe.vae, clip, device) for clip in clips])
+        free_models(self._pipe)
         if self._start is None:
             self._start = find_start(call, self._pipe.scheduler, x0, self._layout, self._latent_size)
+            free_models(self._pipe)
         x0 = x0.to(self._start.device)
         noise = torch.stack(
             [torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(s.seed)) for s in batch]
@@ -121,45 +124,58 @@ class ClipSource:
 
 
 def check_clip(path: Path) -> None:
-    """Refuse a file that is no video before a pipeline is loaded for it.
+    """Refuse a file that is no clip before a pipeline is loaded for it; only its headers are read.
 
     Raises:
-        LvdError: it holds no video.
+        LvdError: it holds no video, was cut short, or is a still image.
     """
     import av
 
     try:
+        if missing := missing_bytes(path):
+            raise LvdError(_cut_short(path, missing))
         with av.open(str(path)) as file:
             videos = len(file.streams.video)
+            frames = len(list(islice(_packets(file), 2))) if videos else 0
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise LvdError(f"{path} is not a video that can be read: {' '.join(str(error).split())}") from None
+        raise LvdError(_unreadable(path, error)) from None
     if not videos:
         raise LvdError(f"{path} holds no video")
+    _refuse_one_frame(path, frames)
 
 
 def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, int]) -> Tensor:
     """`count` frames `[count, 3, H, W]` of a video file, float32 in [0, 1].
 
     They are taken evenly from the first to the last, of `seconds` in the middle if it is longer, resized to
-    cover `size` (height, width), and cropped in the middle.
+    cover `size` (height, width), and cropped in the middle. Of fewer than `count`, some are repeated.
 
     Raises:
-        LvdError: the file is no video, or is damaged.
+        LvdError: the file is no video, or is damaged, or only one frame of it would be taken.
     """
     import av
 
     try:
         with av.open(str(path)) as file:
-            packets = [packet for packet in file.demux(video=0) if packet.size and not packet.is_discard]
+            packets = list(_packets(file))
             times = sorted(packet.pts for packet in packets if packet.pts is not None)
             base = file.streams.video[0].time_base
         if not packets:
             raise LvdError(f"{path} holds no frames")
+        if packets[-1].is_corrupt:
+            raise LvdError(f"{path} was cut short: its last frame is not whole; {_INSTEAD}")
+        if count > 1:
+            _refuse_one_frame(path, len(packets))
         first, last = 0, len(packets) - 1
         if seconds is not None and base is not None and len(times) == len(packets):
             middle, half = (times[0] + times[-1]) / 2, seconds / float(base) / 2
             inside = [place for place, time in enumerate(times) if abs(time - middle) <= half]
             first, last = (inside[0], inside[-1]) if inside else (last // 2, last // 2)
+        if first == last and count > 1:
+            raise LvdError(
+                f"{path} has no two frames in its middle {seconds} seconds, and nothing would move: "
+                "give more clip_seconds, or leave the clip out"
+            )
         chosen = [first + place for place in spread(last - first + 1, count)]
         images: dict[int, Tensor] = {}
         with av.open(str(path)) as file:
@@ -168,11 +184,45 @@ def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, in
                     picture = torch.from_numpy(_upright(frame)).permute(2, 0, 1)[None].float() / 255
                     images[place] = fitted(picture, *size)[0].clamp(0, 1)
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise LvdError(f"{path} is not a video that can be read: {' '.join(str(error).split())}") from None
+        raise LvdError(_unreadable(path, error)) from None
     missing = len(set(chosen) - images.keys())
     if missing:
         raise LvdError(f"{path} is damaged: {missing} of {len(set(chosen))} frames cannot be decoded")
     return torch.stack([images[place] for place in chosen])
+
+
+def _packets(file: Any) -> Iterator[Any]:
+    """A frame each, as they are stored; those that a player leaves out are not among them."""
+    return (packet for packet in file.demux(video=0) if packet.size and not packet.is_discard)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    return f"{path} is not a video that can be read: {' '.join(str(error).split())}"
+
+
+def _refuse_one_frame(path: Path, frames: int) -> None:
+    if frames == 1:
+        raise LvdError(f"{path} holds one frame: a still image is no clip, leave it out of the prompts file")
+
+
+def _cut_short(path: Path, missing: int) -> str:
+    """What is said of a file that lacks so many bytes: also how many frames are left, if that can be told."""
+    import av
+
+    there = path.stat().st_size
+    left = ""
+    with suppress(av.FFmpegError, IndexError, OSError, ValueError), av.open(str(path)) as file:
+        stream, seconds = file.streams.video[0], (file.duration or 0) / 1e6
+        packets = [packet for packet in _packets(file) if not packet.is_corrupt]
+        ends = [packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None]
+        reached = float(max(ends, default=0) * (stream.time_base or 0))
+        if stream.frames > len(packets):
+            left = f", with {len(packets)} of {stream.frames} frames"
+        elif reached < seconds:
+            left = f", with {len(packets)} frames, {reached:.3g} of {seconds:.3g} seconds"
+        else:
+            left = f", with {len(packets)} frames"
+    return f"{path} was cut short: {there:,} of {there + missing:,} bytes are there{left}; {_INSTEAD}"
 
 
 def _upright(frame: Any) -> Any:

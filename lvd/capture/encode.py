@@ -27,19 +27,20 @@ _IMAGES_AT_ONCE = 8
 
 
 @torch.inference_mode()
-def encode_clip(vae: Any, frames_FCHW: Tensor) -> Tensor:
+def encode_clip(vae: Any, frames_FCHW: Tensor, device: torch.device | None = None) -> Tensor:
     """The latent `[1, C, F, H, W]` float32 of a video `[frames, 3, height, width]` in [0, 1].
 
-    It is the mean of what the encoder says, as a pipeline scales it.
+    It is the mean of what the encoder says, as a pipeline scales it. An autoencoder that is offloaded goes to
+    `device` by itself; None: it is where it encodes.
 
     Raises:
         LvdError: how the latents of this autoencoder are scaled is not known, or it cannot encode as it is
             set.
     """
-    name, frames = type(vae).__name__, frames_FCHW * 2 - 1
+    name, frames = type(vae).__name__, (frames_FCHW * 2 - 1).to(device or vae.device)
     if name == "AutoencoderKL":  # of images: frame by frame
         with _upcast(vae):
-            images = frames.to(vae.device, vae.dtype).split(_IMAGES_AT_ONCE)
+            images = frames.to(vae.dtype).split(_IMAGES_AT_ONCE)
             parts = [vae.encode(some).latent_dist.mode() for some in images]
         latents = torch.cat(parts).transpose(0, 1)[None].float()
         scaled: Tensor = latents * vae.config.scaling_factor
@@ -48,8 +49,7 @@ def encode_clip(vae: Any, frames_FCHW: Tensor) -> Tensor:
         raise LvdError(f"clips cannot be encoded by {name}: how its latents are scaled is not known")
     if name == "AutoencoderKLAllegro" and not vae.use_tiling:
         raise LvdError(f"{name} encodes in tiles alone: set pipeline.vae_tiling=true")
-    frames_BCFHW = frames.to(vae.device, vae.dtype).transpose(0, 1)[None]
-    return _normalised(vae, vae.encode(frames_BCFHW).latent_dist.mode().float())
+    return _normalised(vae, vae.encode(frames.to(vae.dtype).transpose(0, 1)[None]).latent_dist.mode().float())
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from lvd.guard.compaction import Compaction, check_compacts
 from lvd.guard.decision import Decision
 from lvd.guard.options import GuardOptions
 from lvd.guard.session import OnStep, Session
-from lvd.sampling.call import call_arguments, call_for_videos, prompt_argument
+from lvd.sampling.call import call_arguments, call_for_videos, free_models, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, guiders
 from lvd.sampling.pipelines import check_supported
 from lvd.sampling.tap import StepCall, intercept_step
@@ -98,11 +98,11 @@ def _sample(pipe: Pipeline, call: Mapping[str, Any], session: Session) -> tuple[
     try:
         videos = call_for_videos(pipe, call)
     except _Stopped:
-        _free_hooks(pipe)
+        free_models(pipe)
         # Stopped by this session, nothing is left to fail.
         return None, session.abort("the sampling was stopped by another guard")
     except BaseException as error:
-        _free_hooks(pipe)
+        free_models(pipe)
         session.abort(f"the pipeline raised {type(error).__name__}")
         raise
     return videos, session.close(videos=len(videos))
@@ -114,13 +114,6 @@ def _images(arguments: Mapping[str, Any]) -> int:
     if isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim == 4):
         return len(given)
     return int(given is not None)
-
-
-def _free_hooks(pipe: Pipeline) -> None:
-    """What a pipeline does at its end when it gets there: send offloaded models back."""
-    free = getattr(pipe, "maybe_free_model_hooks", None)
-    if free is not None:
-        free()
 
 
 def _own_copy(video: Any) -> Any:

@@ -94,6 +94,13 @@ def inputs_of(pipe: Pipeline) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(pipe).parameters.items()}
 
 
+def free_models(pipe: Pipeline) -> None:
+    """What a pipeline does at the end of a call, where one did not get there: send offloaded models back."""
+    free = getattr(pipe, "maybe_free_model_hooks", None)
+    if free is not None:
+        free()
+
+
 def call_for_videos(pipe: Pipeline, arguments: Mapping[str, Any]) -> Any:
     """Call a pipeline, and return its videos in the form of `output_type`, one a sample; no sound."""
     if is_modular(pipe):

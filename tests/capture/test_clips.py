@@ -9,9 +9,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lvd.capture.clips import ClipReading, read_clip
 from lvd.capture.labels import with_splits
+from lvd.capture.load import load_pipeline
 from lvd.capture.preview import find_preview
 from lvd.capture.prompts import PromptsFile, read_prompts
 from lvd.capture.recorder import record
@@ -165,19 +167,68 @@ def test_an_interrupted_capture_of_clips_goes_on_and_another_reading_is_refused(
         record(source, clips, capture, Recording(), folder=tmp_path, clips=ClipReading(seconds=1.0))
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"call": {"height": 32, "width": 32, "num_frames": None}}, "give num_frames, height and width"),
-        ({"offload": True}, "set pipeline.offload=false"),
-    ],
-)
-def test_a_pipeline_that_cannot_begin_from_clips_is_refused(
-    change: dict[str, Any], sentence: str, clips: list[Sample], source: Source, tmp_path: Path
+def test_clips_of_no_known_size_are_refused(clips: list[Sample], source: Source, tmp_path: Path) -> None:
+    sizeless = replace(source, call={"height": 32, "width": 32, "num_frames": None})
+    with pytest.raises(LvdError, match="give num_frames, height and width"):
+        record(sizeless, clips, tmp_path / "real", Recording(), folder=tmp_path, clips=ClipReading())
+
+
+def test_a_pipeline_that_is_offloaded_captures_clips_too_and_sends_back_what_it_encoded_with(
+    clips: list[Sample], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = replace(source, **change)
-    with pytest.raises(LvdError, match=sentence):
-        record(made, clips, tmp_path / "real", Recording(), folder=tmp_path, clips=ClipReading())
+    held, offloaded = tmp_path / "held", tmp_path / "offloaded"
+    record(source, clips, held, Recording(), folder=tmp_path, clips=ClipReading())
+    source = replace(source, offload=True)
+    pipe = load_pipeline(source)
+    pipe.enable_model_cpu_offload(device="cpu")
+    events: list[str] = []
+    encode, free = pipe.vae.encode, pipe.maybe_free_model_hooks
+    monkeypatch.setattr(pipe.vae, "encode", lambda *given: (events.append("encode"), encode(*given))[1])
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: (events.append("free"), free())[1])
+    record(source, clips, offloaded, Recording(), folder=tmp_path, clips=ClipReading(), pipe=pipe)
+    # All clips are encoded; calls that do not end find how the pipeline begins; then comes a whole one.
+    assert events == ["encode"] * 3 + ["free"] * 3
+    torch.testing.assert_close(latents(offloaded), latents(held), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["still.png", "still.gif", "still.mp4"])
+def test_a_still_image_is_no_clip(
+    name: str, clips: list[Sample], source: Source, write_clip: WriteClip, tmp_path: Path
+) -> None:
+    if name.endswith(".mp4"):
+        write_clip(name, [100])
+    else:
+        Image.new("RGB", (64, 48), "red").save(tmp_path / name)
+    named = [*clips[:2], replace(clips[2], video=name)]
+    with pytest.raises(LvdError, match=rf"{name} holds one frame.*a still image is no clip"):
+        record(source, named, tmp_path / "real", Recording(), folder=tmp_path, clips=ClipReading())
+    assert not (tmp_path / "real" / "capture.json").exists()
+
+
+def test_so_few_seconds_that_nothing_moves_are_refused(write_clip: WriteClip) -> None:
+    path = write_clip("slow.mp4", [0, 50, 100])
+    with pytest.raises(LvdError, match=r"slow\.mp4 has no two frames in its middle 0\.05 seconds"):
+        read_clip(path, 4, 0.05, (32, 32))
+    assert len(read_clip(path, 1, 0.05, (32, 32))) == 1  # a generator of single frames
+
+
+def test_a_clip_that_was_cut_short_is_refused_before_anything_is_made(
+    clips: list[Sample], source: Source, write_clip: WriteClip, tmp_path: Path
+) -> None:
+    path = write_clip("c2.mkv", list(range(200)))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with av.open(str(path)) as file:
+        left = sum(1 for _ in file.decode(video=0))
+    assert 2 < left < 200  # which it was taken for
+    named = [*clips[:2], replace(clips[2], video="c2.mkv")]
+    told = (
+        rf"c2\.mkv was cut short: {len(whole) * 2 // 3:,} of {len(whole):,} bytes are there, with {left} "
+        r"frames, 11\.\d of 20 seconds; copy it again, or write what is left to a new file"
+    )
+    with pytest.raises(LvdError, match=told):
+        record(source, named, tmp_path / "real", Recording(), folder=tmp_path, clips=ClipReading())
+    assert not (tmp_path / "real" / "capture.json").exists()
 
 
 def test_a_capture_of_clips_needs_clips(source: Source, tmp_path: Path) -> None:

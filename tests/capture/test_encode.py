@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
@@ -172,6 +173,15 @@ def test_an_autoencoder_that_overflows_in_half_precision_encodes_in_full_and_is_
     found = encode_clip(vae, clip)
     assert vae.dtype == torch.float16
     torch.testing.assert_close(found, encode_clip(vae.float(), clip), rtol=1e-5, atol=1e-6)
+
+
+def test_an_autoencoder_that_is_offloaded_encodes_where_its_pipeline_runs() -> None:
+    tiny = by_name("LTXPipeline")
+    vae = tiny.components()["vae"]
+    cpu_offload_with_hook(vae, torch.device("meta"))  # as enable_model_cpu_offload does it for a GPU
+    assert vae.device.type == "cpu"
+    x0 = encode_clip(vae, a_clip(tiny), torch.device("meta"))
+    assert (x0.device.type, tuple(x0.shape[1:])) == ("meta", tiny.latent_shape)
 
 
 def test_allegros_autoencoder_encodes_in_tiles_alone() -> None:
