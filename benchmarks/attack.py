@@ -29,7 +29,6 @@ from itertools import islice, pairwise
 from statistics import mean
 from typing import Any
 
-import command
 import torch
 from beyond import Demo, Journal, arguments, as_videos, by_subject, rate
 from pgd import Norm, pgd, size
@@ -39,6 +38,7 @@ from rich.table import Table
 from surrogate import Surrogate, generators
 from torch import Tensor
 
+from lvd.command import exit_status
 from lvd.demo.recogniser import Recogniser
 from lvd.demo.scenes import Caption
 from lvd.errors import LvdError
@@ -241,7 +241,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=8, help="of each attack (default: %(default)s)")
     parser.add_argument("--every", type=int, default=5, help="steps with exact gradients; 1: all")
     parser.add_argument("--keep", type=float, default=1.0, help="weight of the recogniser's loss")
-    return command.run(lambda: run(parser.parse_args()))
+    return exit_status(lambda: run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""What the benchmarks' command lines share: help is the module's text, a mistake is told in a sentence.
+"""What the benchmarks' command lines share: help is the module's text.
 
 And the settings of lvd's own commands, where a benchmark takes them.
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -40,13 +39,3 @@ def train_config(settings: Sequence[str]) -> TrainConfig:
 def parser(text: str | None) -> argparse.ArgumentParser:
     """One whose `--help` shows the text as it is written."""
     return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
-def run(main: Callable[[], None]) -> int:
-    """Call `main`; the exit status."""
-    try:
-        main()
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0

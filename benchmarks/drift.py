@@ -5,10 +5,12 @@ deviations. Printed for each size of the calibration set: the share of runs with
 videos, and the median video at which it came, of those.
 """
 
+import sys
 from statistics import median
 
 import numpy as np
 
+from lvd.command import exit_status
 from lvd.decide.martingale import DriftMonitor
 
 RUNS, VIDEOS = 100, 1000
@@ -36,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -21,6 +21,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 
+from lvd.command import exit_status
 from lvd.decide.written import interval_text, rate_text
 from lvd.demo.draw import GENERATOR
 
@@ -129,4 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

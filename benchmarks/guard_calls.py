@@ -13,6 +13,7 @@ import argparse
 import csv
 import gc
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvd.command import exit_status
 from lvd.demo.draw import GENERATOR, load_pipeline
 from lvd.guard import Guard
 from lvd.sampling.call import call_arguments
@@ -105,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

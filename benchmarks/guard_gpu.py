@@ -31,6 +31,7 @@ from record_overhead import record_stub
 from stub_pipeline import StubPipeline
 from torch import Tensor, nn
 
+from lvd.command import exit_status
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
@@ -230,7 +231,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.steps < 4:
         parser.error("--steps: at least 4")
-    return command.run(lambda: run(options))
+    return exit_status(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
+from lvd.command import exit_status
 from lvd.decide.rules import Vote
 from lvd.detect.ensemble import Detectors, StepDetectors, UnifiedDetector
 from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
@@ -226,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(exit_status(main))

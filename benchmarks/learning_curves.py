@@ -62,6 +62,7 @@ from learning_table import (
 from safetensors.torch import load_file, save
 
 from lvd.capture.frames import inference_device
+from lvd.command import exit_status
 from lvd.config import TrainConfig
 from lvd.detect.bank import score_step, step_features
 from lvd.detect.detector_training import train_detector
@@ -296,4 +297,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(exit_status(main))

@@ -16,6 +16,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from lvd.command import exit_status
 from lvd.sampling.pipelines import REFUSED
 from support.pipeline_runs import (
     blocked_one_and_left_the_other,
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

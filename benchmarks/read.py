@@ -5,6 +5,7 @@ Samples have AnimateDiff's size (4x16x64x64 float16, 0.5 MiB), the cache is warm
 
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import h5py
 import numpy as np
 import torch
 
+from lvd.command import exit_status
 from lvd.files import step_name
 from lvd.latents import journal, writer
 from lvd.latents.format import FORMAT_VERSION, CaptureInfo, Sample
@@ -86,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lvd.capture.preview import write_video
+from lvd.command import exit_status
 from lvd.decide.intervals import auroc_interval, prompt_numbers
 from lvd.decide.metrics import auroc
 from lvd.decide.written import RATES, STEPS_UNTIL_CAUGHT_SHORT, mean_text, with_interval
@@ -190,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(exit_status(main))

@@ -7,6 +7,7 @@ the pipeline. On a GPU, under real networks: guard_gpu.py.
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from stub_pipeline import StubPipeline
 
 from lvd.capture.recorder import record
 from lvd.capture.source import Recording, Source
+from lvd.command import exit_status
 from lvd.latents import writer
 from lvd.latents.format import Sample
 
@@ -83,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

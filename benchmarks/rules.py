@@ -33,6 +33,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lvd.command import exit_status
 from lvd.decide.calibrate import calibrate, with_release
 from lvd.decide.conformal import boundary
 from lvd.decide.intervals import auroc_interval, bootstrap_variance, rate_interval
@@ -247,4 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(exit_status(main))

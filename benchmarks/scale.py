@@ -7,12 +7,14 @@ and from --read and --job, for which docs/scale.md says how to measure your own.
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 
 import command
 import torch
 
+from lvd.command import exit_status
 from lvd.detect.network import EncoderConfig, Trunk, choose_patch
 from lvd.latents.disk import size_text
 from lvd.latents.writer import SHARD_BYTES
@@ -117,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -54,6 +54,7 @@ from torch import Tensor
 from lvd.capture.decode import load_vae
 from lvd.capture.recorder import record
 from lvd.capture.source import Recording, Source
+from lvd.command import exit_status
 from lvd.config import TrainConfig
 from lvd.demo.draw import GENERATOR
 from lvd.demo.label import look
@@ -264,7 +265,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=64, help="videos at once (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, help="write the table's numbers here")
-    return command.run(lambda: run(parser.parse_intermixed_args()))
+    return exit_status(lambda: run(parser.parse_intermixed_args()))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import command
 import diffusers
 import torch
 from beyond import Demo, Journal, Look, arguments, as_videos, by_presence, by_subject, rate
@@ -32,6 +31,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lvd.command import exit_status
 from lvd.demo.recogniser import EMPTY, Recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, SUBJECTS, Caption
 from lvd.errors import LvdError
@@ -274,7 +274,7 @@ def main() -> int:
     parser = arguments(__doc__, videos=40, seed=3_000_000, journal="shift.jsonl")
     parser.add_argument("--rows", nargs="*", default=[], help="names of rows to measure (default: all)")
     parser.add_argument("--csv", type=Path, help="write the table's numbers here")
-    return command.run(lambda: run(parser.parse_args()))
+    return exit_status(lambda: run(parser.parse_args()))
 
 
 if __name__ == "__main__":

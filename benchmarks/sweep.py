@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import command
 import torch
 import torch.nn.functional as F
 
+from lvd.command import exit_status
 from lvd.detect.bank import step_features
 from lvd.detect.data import channel_statistics
 from lvd.detect.files import trunk_digest
@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(exit_status(main))

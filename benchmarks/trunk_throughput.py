@@ -10,6 +10,7 @@ have work. The loader alone is read as fast as it goes. Each row is printed as s
 """
 
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from lightning.pytorch.callbacks import Callback
 from read import write_capture
 from torch import Tensor
 
+from lvd.command import exit_status
 from lvd.detect.data import TrunkData
 from lvd.detect.fit import Setup, fit_module
 from lvd.detect.module import TrunkModule
@@ -187,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

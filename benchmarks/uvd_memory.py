@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lvd.command import exit_status
+
 ROOT = Path(__file__).parent.parent
 SHAPE = (50, 4, 16, 64, 64)
 
@@ -56,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

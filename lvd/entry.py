@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import partial
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lvd.command import exit_status
 from lvd.errors import LvdError
 from lvd.typed import did_you_mean, no_setting
 
@@ -23,18 +25,22 @@ from lvd.typed import did_you_mean, no_setting
 def run(main: Callable[[], None]) -> None:
     """Call `main`; a user's mistake is printed as a sentence and exits with status 1."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
+    if status := exit_status(partial(_run, main)):
+        sys.exit(status)
+
+
+def _run(main: Callable[[], None]) -> int:
     try:
         _order_arguments()
         main()
-    except LvdError as error:
-        _stop(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(_told(error))
+        raise LvdError(_told(error)) from None
     except OSError as error:
-        _stop(_of_a_file(error))
+        raise LvdError(_of_a_file(error)) from None
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def settings_by_category(arguments: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -64,7 +70,8 @@ def exit_on_user_error() -> Iterator[None]:
     except (LvdError, OSError) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
-        _stop(str(error) if isinstance(error, LvdError) else _of_a_file(error))
+        print(f"error: {error if isinstance(error, LvdError) else _of_a_file(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _of_a_file(error: OSError) -> str:
@@ -121,8 +128,3 @@ def _told(error: BaseException) -> str:
         words.append("(a setting is written key=value, and a value with spaces or commas 'key=\"a, b\"')")
     sentence = " ".join(words).removeprefix("LvdError raised while resolving interpolation: ")
     return ": ".join([sentence, *str(error.__cause__ or "").splitlines()[:1]])  # its cause says what
-
-
-def _stop(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)

@@ -1,6 +1,9 @@
 """What a person sees who types a command and nothing else."""
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,49 @@ def test_a_file_that_cannot_be_read_gives_one_error_message(
         ran = Shell(script, tmp_path, monkeypatch, capfd)("name=x", *arguments)
         assert (ran.code, ran.err.count("\n")) == (1, 1), ran.err
         assert "captures/x" in ran.err
+
+
+def unread_pipe() -> int:
+    """A pipe's end to write to; nobody reads, as when `head` has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lvd.guard.table --sources",
+        "lvd.guard.audit --help",
+        "train.py -m category=0..4 step=0..49 capture=wide name=mine plan=true",
+        "capture.py name=wide verify=true",
+        "evaluate.py --cfg all",
+        "evaluate.py --help",
+        "benchmarks/rules.py --help",
+    ],
+)
+def test_a_command_whose_reader_has_read_enough_ends_in_silence(
+    line: str, wide: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script, *arguments = line.split()
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    before, unread = os.dup(1), unread_pipe()
+    os.dup2(unread, 1)
+    try:
+        with os.fdopen(1, "w", closefd=False) as out, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", out)
+            code, _, err = Shell(script, wide, patched, capfd)(*arguments)
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(unread)
+    assert code in (1, 141)  # rich ends a command so by itself, with 1
+    assert "rror" not in err  # progress may be there
+
+
+def test_an_interpreter_whose_output_nobody_reads_ends_in_silence_too() -> None:
+    unread = unread_pipe()
+    command = [sys.executable, "-m", "lvd.guard.table"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, text=True)
+    os.close(unread)
+    assert (ended.returncode, ended.stderr) == (141, "")

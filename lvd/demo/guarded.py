@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvd.command import exit_status
 from lvd.decide.intervals import prompt_numbers, rate_interval, share_in_words
 from lvd.demo.draw import GENERATOR, load_pipeline
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser
@@ -249,7 +250,7 @@ def run(
     print(f"contact sheet: {output / 'contact_sheet.png'}; audit log: {log}")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -262,24 +263,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1_000_000)
     parser.add_argument("--show-unsafe", action="store_true", help="do not blur unsafe frames in the picture")
     args = parser.parse_args()
-    try:
-        if args.videos < 2:
-            raise LvdError(f"--videos {args.videos}: give at least 2")
-        run(
-            args.bundle,
-            args.digest,
-            args.capture,
-            args.generator,
-            args.output,
-            args.videos,
-            args.seed,
-            args.show_unsafe,
-        )
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if args.videos < 2:
+        raise LvdError(f"--videos {args.videos}: give at least 2")
+    run(
+        args.bundle,
+        args.digest,
+        args.capture,
+        args.generator,
+        args.output,
+        args.videos,
+        args.seed,
+        args.show_unsafe,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -17,6 +17,7 @@ import torch
 
 from lvd.capture.decode import decode_frames, load_vae
 from lvd.capture.frames import inference_device
+from lvd.command import exit_status
 from lvd.demo.measure import share_line, subject_table
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser
 from lvd.demo.scenes import CATEGORY_NAMES, caption_of
@@ -78,28 +79,23 @@ def report(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> str:
     )
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("capture", type=Path)
     parser.add_argument("--output", type=Path, help="default: labels.csv in the capture's directory")
     args = parser.parse_args()
-    try:
-        capture = CaptureReader(args.capture)
-        if set(capture.info.category_names) != set(CATEGORY_NAMES):
-            raise LvdError(f"{args.capture} needs the demo's categories: {', '.join(CATEGORY_NAMES)}")
-        vae = load_vae(capture.info.origin).to(inference_device("auto"))
-        verdicts = look(capture, vae, load_recogniser())
-        output = args.output or args.capture / "labels.csv"
-        write_labels(output, capture.samples, verdicts)
-        print(report(capture.samples, verdicts))
-        print(f"labels: {output}")
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    capture = CaptureReader(args.capture)
+    if set(capture.info.category_names) != set(CATEGORY_NAMES):
+        raise LvdError(f"{args.capture} needs the demo's categories: {', '.join(CATEGORY_NAMES)}")
+    vae = load_vae(capture.info.origin).to(inference_device("auto"))
+    verdicts = look(capture, vae, load_recogniser())
+    output = args.output or args.capture / "labels.csv"
+    write_labels(output, capture.samples, verdicts)
+    print(report(capture.samples, verdicts))
+    print(f"labels: {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

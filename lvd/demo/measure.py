@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvd.capture.decode import decode_frames
+from lvd.command import exit_status
 from lvd.decide.intervals import wilson
 from lvd.demo.draw import GENERATOR, call_settings, load_pipeline, sample_videos
 from lvd.demo.recogniser import Recogniser, Verdict, judge, load_recogniser, to_float
 from lvd.demo.recorder import record_clips
 from lvd.demo.scenes import FRAMES, HINTS, SUBJECTS, Caption, Scene, random_scene
 from lvd.demo.sheet import lay_out
-from lvd.errors import LvdError
 from lvd.sampling.tap import tap_x0
 
 PASS_SHARE = 0.95
@@ -180,13 +180,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of denoising (default: as a capture has)")
     parser.add_argument("--seed", type=int, default=1000)
     args = parser.parse_args()
-    try:
-        steps = args.steps or call_settings()["steps"]
-        return run(args.generator, args.output, args.videos, args.hidden, args.seed, steps)
-    except LvdError as error:
-        print(error, file=sys.stderr)
-        return 1
+    steps = args.steps or call_settings()["steps"]
+    return run(args.generator, args.output, args.videos, args.hidden, args.seed, steps)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

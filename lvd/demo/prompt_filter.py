@@ -16,6 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lvd.command import exit_status
 from lvd.demo.draw import GENERATOR
 from lvd.demo.measure import share_line
 from lvd.demo.scenes import CATEGORY_NAMES, PROMPTS, caption_of
@@ -105,7 +106,7 @@ def report(capture: Path, generator: Path, run: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -113,13 +114,8 @@ def main() -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--generator", type=Path, default=GENERATOR)
     args = parser.parse_args()
-    try:
-        print(report(args.capture, args.generator, args.run))
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(report(args.capture, args.generator, args.run))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

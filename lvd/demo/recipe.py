@@ -8,6 +8,7 @@ with more care, to draw what they stand for. Every part resumes from its last sn
 
 import argparse
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from diffusers import AnimateDiffPipeline
 from safetensors.torch import load_file, save_file
 
+from lvd.command import exit_status
 from lvd.demo.basis import Basis
 from lvd.demo.networks import build_scheduler, build_unet, build_vae
 from lvd.demo.recogniser import load_recogniser, targets, to_float, train_recogniser
@@ -98,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

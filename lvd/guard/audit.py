@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lvd.command import exit_status
 from lvd.errors import LvdError
 from lvd.files import json_sha256, sha256
 
@@ -159,13 +160,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--head", help="the last digest that is known: finds a tail that was cut off")
     arguments = parser.parse_args()
-    try:
-        count, head = verify(arguments.file, arguments.head)
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    count, head = verify(arguments.file, arguments.head)
     print(f"{count} records, unbroken; head {head}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

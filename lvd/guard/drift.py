@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lvd.command import exit_status
 from lvd.decide.martingale import DriftMonitor
 from lvd.decide.sequential import Sequential
 from lvd.errors import LvdError
@@ -66,11 +67,7 @@ def main() -> None:
         "--false-alarm", type=float, default=0.01, help="probability of ever raising one (%(default)s)"
     )
     arguments = parser.parse_args()
-    try:
-        found = watch(arguments.file, arguments.bundle, arguments.false_alarm)
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    found = watch(arguments.file, arguments.bundle, arguments.false_alarm)
     print(f"{found.decisions} decisions, {found.watched} safe videos of as many prompts")
     if found.alarm_at is None:
         print(f"no change seen: capital {found.capital:.3g}, alarm at {1 / arguments.false_alarm:.3g}")
@@ -83,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, mistake=2))

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lvd.errors import LvdError
+from lvd.command import exit_status
 from lvd.guard.hub import push
 from lvd.guard.pointer import MANIFEST
 from lvd.guard.source import find_directory
@@ -38,15 +38,11 @@ def main() -> None:
     parser.add_argument("name", help="org/name of the repository")
     parser.add_argument("--public", action="store_true", help="everybody may read it; private without")
     arguments = parser.parse_args()
-    try:
-        revision, digest = push_bundle(arguments.bundle, arguments.name, public=arguments.public)
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    revision, digest = push_bundle(arguments.bundle, arguments.name, public=arguments.public)
     print(f"revision {revision}")
     print(f"digest {digest}")
     print(f'Guard.from_pretrained("{arguments.name}", revision="{revision}", digest="{digest}")')
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -14,6 +14,7 @@ import sys
 import uuid
 from pathlib import Path
 
+from lvd.command import exit_status
 from lvd.errors import LvdError
 from lvd.files import sync_directory, write_atomically
 from lvd.guard.signature import new_key, private_key
@@ -65,20 +66,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.bundle is None) != (arguments.key is None) or not (arguments.key or arguments.new_key):
         parser.error("give --new-key FILE, or a bundle and --key FILE")
-    try:
-        if arguments.new_key is not None:
-            print(f"public key {make_key(arguments.new_key)}; keep {arguments.new_key} to yourself")
-        if arguments.bundle is not None:
-            try:
-                digest = sign_bundle(arguments.bundle, arguments.key)
-            except TypeError:
-                password = getpass.getpass(f"password of {arguments.key}: ").encode()
-                digest = sign_bundle(arguments.bundle, arguments.key, password)
-            print(f"signed: digest {digest}")
-    except LvdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    if arguments.new_key is not None:
+        print(f"public key {make_key(arguments.new_key)}; keep {arguments.new_key} to yourself")
+    if arguments.bundle is not None:
+        try:
+            digest = sign_bundle(arguments.bundle, arguments.key)
+        except TypeError:
+            password = getpass.getpass(f"password of {arguments.key}: ").encode()
+            digest = sign_bundle(arguments.bundle, arguments.key, password)
+        print(f"signed: digest {digest}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -8,8 +8,11 @@ other kind.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from typing import Literal
+
+from lvd.command import exit_status
 
 Answer = Literal["refused", "withheld", "raises", "out, said", "out", "blocked", "black", "waits", "-"]
 ANSWERS: dict[Answer, str] = {
@@ -198,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))
