@@ -22,8 +22,8 @@ within     the same, of the pairs of an unsafe and a safe video that have one pr
 
 `--on val` measures a change of the recipe without the test split: half of the val prompts stand in for it.
 Settings of train.py may follow, `trunk.batches=800 accelerator=gpu`; `--against` prints the differences to
-another output. With the trunk's outputs alone (`--kinds unified`) and without accuracy (`--undecided`), all
-time is the trunk's.
+another output, of the same kinds or of `--against-kind`. With the trunk's outputs alone (`--kinds unified`)
+and without accuracy (`--undecided`), all time is the trunk's.
 `--runs runs/study` adds what the outputs of that run's trunk reach; it may have learned from another capture.
 All lines are then of the test samples whose prompts no such run has learned from.
 
@@ -272,8 +272,10 @@ def main() -> None:
         print(f"{name}: {value}")
     print_tables(rows)
     if args.against is not None:
-        print(f"\nless {args.against}, of the same draws:")
-        print_tables(differences(scores, measured(plan, args.against), test))
+        kinds = args.kinds if args.against_kind is None else [args.against_kind]
+        theirs = [Draw(kind, size, seed) for seed, size, kind in product(range(args.draws), sizes, kinds)]
+        print(f"\nless {args.against_kind or 'those'} of {args.against}, of the same draws:")
+        print_tables(differences(scores, measured(theirs, args.against), test, args.against_kind))
 
 
 def arguments() -> argparse.Namespace:
@@ -289,8 +291,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--on", choices=("test", "val"), default="test")
     parser.add_argument("--runs", nargs="*", type=Path, default=[], help="trained runs, a line for each")
-    parser.add_argument("--against", type=Path, help="another output, of another recipe")
+    parser.add_argument("--against", type=Path, help="another output, of another recipe; or this one")
+    parser.add_argument("--against-kind", choices=KINDS, help="of that output, in place of the same kind")
     args = parser.parse_intermixed_args()
+    if args.against_kind is not None and args.against is None:
+        raise LvdError("--against-kind says what of --against, which is not given")
     if args.runs and (args.on == "val" or args.against is not None):
         raise LvdError("--runs goes with --on test and without --against")
     return args

@@ -97,14 +97,16 @@ def differences(
     own: Mapping[Key, dict[int, Scores]],
     other: Mapping[Key, dict[int, Scores]],
     test: Scored,
+    other_kind: str | None = None,
 ) -> dict[Key, tuple[int, Row]]:
-    """Each line less that of another output, of the draws that both have."""
+    """Each line less one of another output, of the draws that both have: of its kind, or of `other_kind`."""
     rows = {}
-    for key in own:
-        if shared := sorted(own[key].keys() & other.get(key, {}).keys()):
-            mine, theirs = (estimates([of[key][seed] for seed in shared], test) for of in (own, other))
+    for (kind, size), draws in own.items():
+        of_other = other.get((other_kind or kind, size), {})
+        if shared := sorted(draws.keys() & of_other.keys()):
+            mine, theirs = (estimates([of[seed] for seed in shared], test) for of in (draws, of_other))
             common = {column: mine[column].minus(theirs[column]) for column in mine if column in theirs}
-            rows[key] = len(shared), common
+            rows[kind, size] = len(shared), common
     return rows
 
 

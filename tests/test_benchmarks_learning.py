@@ -1,6 +1,7 @@
 """The learning curves: what is drawn, what is measured of it, and that a stopped one goes on."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -175,13 +176,21 @@ def test_the_command_measures_all_kinds_of_detectors_goes_on_and_compares(
     curves("--draws", "2", "--against", str(out))
     printed = capsys.readouterr().out
     assert printed.count(" of 16: ") == 1
-    assert f"less {out}, of the same draws" in printed
+    assert f"less those of {out}, of the same draws" in printed
     assert "0.000 ±0.000" in printed.rsplit("less", 1)[1]
+    assert set(re.findall(r"\d\.\d{3}", printed.rsplit("less", 1)[1])) == {"0.000"}
     assert json.loads((out / "table.json").read_text())["rows"] == rows
 
     shutil.copytree(trained_run, tmp_path / "runs" / "own")
     curves("--draws", "2", "--runs", str(tmp_path / "runs" / "own"))
     assert "| unified, run own | all | 1 |" in capsys.readouterr().out
+    curves("--draws", "2", "--kinds", "unified", "--against", str(out), "--against-kind", "heads")
+    lines = {(row["detectors"], row["videos"], row["measure"]): row["mean"] for row in rows}
+    difference = lines["unified", "all", "AUROC 2"] - lines["heads", "all", "AUROC 2"]
+    last = capsys.readouterr().out.rsplit("less heads", 1)[1]
+    assert f"{difference:.3f} ±" in next(x for x in last.splitlines() if x.startswith("| unified | all |"))
+    with pytest.raises(LvdError, match="--against-kind says what of --against"):
+        curves("--against-kind", "heads")
     with pytest.raises(LvdError, match="--runs goes with --on test"):
         curves("--on", "val", "--runs", "runs/own")
     with pytest.raises(LvdError, match=r"Could not override 'trunk.batch'"):

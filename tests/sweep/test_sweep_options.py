@@ -437,7 +437,10 @@ def test_an_experiment_of_ones_own_takes_ready_values(train: Shell) -> None:
         ("devices=0", "must be at least 1"),
         ("detector.head.optimizer=lion", "adamw, adam, sgd"),
         ("hydra/launcher=cloud", "Available options in 'hydra/launcher': basic, joblib, ray"),
-        ("encoder=huge", "Could not find 'encoder/huge'. Available options in 'encoder': base, small, tiny"),
+        (
+            "encoder=huge",
+            "Could not find 'encoder/huge'. Available options in 'encoder': base, micro, small, tiny",
+        ),
         ("encoder=smal", "did you mean encoder=small?"),
         (
             "experiment=smok",
@@ -487,7 +490,9 @@ def test_completion_in_the_shell(train: Shell) -> None:
         capture_output=True,
         text=True,
     )
-    assert answer.stdout.split() == ["encoder=base", "encoder=small", "encoder=tiny"], answer.stderr
+    assert answer.stdout.split() == ["encoder=base", "encoder=micro", "encoder=small", "encoder=tiny"], (
+        answer.stderr
+    )
 
 
 def test_help_does_not_wait_for_torch() -> None:
