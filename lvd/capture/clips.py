@@ -14,7 +14,7 @@ from torch import Tensor
 from lvd.capture.container import missing_bytes
 from lvd.capture.encode import encode_clip
 from lvd.capture.resize import fitted, spread
-from lvd.capture.source import Source
+from lvd.capture.source import FRAMES, Source
 from lvd.errors import LvdError
 from lvd.latents.format import Sample
 from lvd.sampling.call import free_models, inputs_of, takes
@@ -23,7 +23,6 @@ from lvd.sampling.noised import Start, find_start, noised_steps
 from lvd.sampling.pipelines import latent_size, layout_of, made_from_input
 
 _INSTEAD = "copy it again, or write what is left to a new file (ffmpeg -i OLD NEW) and name that"
-_FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class ClipSize:
             LvdError: neither the call nor the pipeline says it.
         """
         given = {**inputs_of(pipe), **call}
-        frames = next((name for name in _FRAMES if name in given), _FRAMES[0])
+        frames = next((name for name in FRAMES if name in given), FRAMES[0])
         sizes: list[Any] = [given.get(name) for name in (frames, "height", "width")]
         if not all(type(size) is int for size in sizes):
             raise LvdError(

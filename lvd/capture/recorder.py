@@ -108,13 +108,14 @@ def _is_complete(wanted: _Wanted) -> bool:
     """Whether there is nothing to do; a capture that was begun was begun as this one is asked for.
 
     Raises:
-        LvdError: it was begun with other settings or samples.
+        LvdError: it was begun with other settings or samples, or shards of it are gone.
     """
     if (wanted.directory / "capture.json").is_file():
         settings = {**wanted.source.settings(), **wanted.settings()}
         writer.check_same(wanted.directory, settings, wanted.samples)
     if not writer.is_complete(wanted.directory) or (wanted.directory / "journal").exists():  # left by a kill
         return False
+    writer.refuse_missing_shards(wanted.directory)
     print(f"capture {wanted.directory} is complete: {len(wanted.samples)} samples, nothing to do")
     return True
 

@@ -10,6 +10,7 @@ from typing import Any
 from lvd.errors import require
 from lvd.sampling.layout import LAYOUTS
 
+FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
 # No categories: how files write what has none, and folders of a run.
 _RESERVED = ("safe", "unlabelled", "trunk", "evaluation", "bundle", "bundles")
 
@@ -64,6 +65,9 @@ class Source:
             self.layout is None or self.layout in LAYOUTS,
             f"pipeline.layout={self.layout} must be {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}",
         )
+        for name in (*FRAMES, "height", "width"):
+            size = self.call.get(name)
+            require(type(size) is not int or size >= 1, f"pipeline.call.{name}={size} must be at least 1")
         names = self.category_names
         require(len(names) > 0, "pipeline.category_names is empty: name one category at least")
         for name in names:

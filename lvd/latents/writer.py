@@ -52,6 +52,21 @@ def is_complete(capture: Path) -> bool:
     return (capture / "manifest.json").is_file()
 
 
+def refuse_missing_shards(capture: Path) -> None:
+    """Refuse a complete capture of which shards are gone or cut; their content is for `verify` to read.
+
+    Raises:
+        LvdError: names the first.
+    """
+    for shard in read_manifest(capture).shards:
+        path = capture / shard.path
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise LvdError(
+                f"{path} is gone or not whole: put it back from a copy, or capture again under another name; "
+                f"capture.py name={capture.name} verify=true lists all that is damaged"
+            )
+
+
 def begin(capture: Path, info: CaptureInfo, samples: Sequence[Sample]) -> None:
     """Start a capture, or check that the one begun under this name was made in the same way.
 

@@ -687,6 +687,7 @@ MISTAKES = {
     "no such device": (["pipeline.device=abacus"], "pipeline.device=abacus is not on this machine"),
     "bad dtype": (["pipeline.dtype=int8"], "pipeline.dtype=int8 must be float32, float16 or bfloat16"),
     "bad layout": (["pipeline.layout=BDS"], "pipeline.layout=BDS must be BCFHW, BFCHW, BFHWC"),
+    "no frames": (["pipeline.call.num_frames=-1"], "pipeline.call.num_frames=-1 must be at least 1"),
     "no steps": (["pipeline.steps=0"], "pipeline.steps=0 must be at least 1"),
     "too many steps": (["pipeline.steps=2000"], "the pipeline refused the call: `num_inference_steps`: 2000"),
     "odd height": (["pipeline.call.height=33"], "have to be divisible by 8 but are 33 and 32"),
@@ -727,6 +728,17 @@ def test_a_mistake_in_a_process_of_its_own_exits_with_1_and_no_traceback(tmp_pat
     assert (mistaken.returncode, out) == (1, "")
     assert err.splitlines()[-1] == "error: no such file: nowhere.csv"
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("left", [None, 100])
+def test_a_complete_capture_of_which_a_shard_is_gone_or_cut_is_not_called_complete(
+    left: int | None, recorded: Path, source: Source, no_pipeline: None, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(recorded, tmp_path / "copy"))
+    shard = next((copy / "step_01").glob("*.h5"))
+    shard.unlink() if left is None else shard.write_bytes(shard.read_bytes()[:left])
+    with pytest.raises(LvdError, match=r"step_01/shard_0000\.h5 is gone or not whole: put it back"):
+        record_to(copy, source)
 
 
 def test_a_copied_capture_is_still_complete(recorded: Path, tmp_path: Path) -> None:
