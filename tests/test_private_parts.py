@@ -130,6 +130,13 @@ def test_diffusers_cache_config() -> None:
     assert network._cache_config is config
 
 
+def test_diffusers_reset_stateful_cache() -> None:
+    """A step cache is emptied: lvd.sampling.caches."""
+    network = transformer_of("WanPipeline")
+    network.enable_cache(diffusers.TaylorSeerCacheConfig())
+    network._reset_stateful_cache()
+
+
 def test_diffusers_hook() -> None:
     """Step caches that were applied by hand are hooks, in modules of these names: lvd.sampling.caches."""
     network = transformer_of("LattePipeline")

@@ -13,6 +13,7 @@ from lvd.guard.compaction import Compaction, check_compacts
 from lvd.guard.decision import Decision
 from lvd.guard.options import GuardOptions
 from lvd.guard.session import OnStep, Session
+from lvd.sampling.caches import caching_networks
 from lvd.sampling.call import call_arguments, call_for_videos, free_models, prompt_argument
 from lvd.sampling.fingerprint import Pipeline, guiders
 from lvd.sampling.pipelines import check_supported
@@ -87,7 +88,7 @@ def call_under_guard(
 
     compacted = nullcontext() if compaction is None else compaction.of(pipe)
     with intercept_step(pipe.scheduler, around, wait_seconds=options.wait_seconds), compacted, session:
-        session.clear_when_withheld(pipe.scheduler, *guiders(pipe))
+        session.clear_when_withheld(pipe.scheduler, *guiders(pipe), caching=caching_networks(pipe))
         videos, decisions = _sample(pipe, {**given, **call}, session)
     released = [_own_copy(videos[row]) if d.released else None for row, d in enumerate(decisions)]
     return GuardResult(released, decisions)

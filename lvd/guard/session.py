@@ -31,6 +31,7 @@ from lvd.guard.bundle import BundleInfo
 from lvd.guard.decision import Decision, Fault, StepCount, Verdict
 from lvd.guard.options import GuardOptions
 from lvd.guard.watch import Watch
+from lvd.sampling.caches import StepCache
 from lvd.sampling.layout import Layout
 from lvd.sampling.noise import Scheduler, Timestep
 from lvd.sampling.order import StepOrder
@@ -81,7 +82,7 @@ class Session:
         self._on_step = on_step
         self._preview = preview
         self._checked: Tensor | None = None  # the x0 that a check has gone through, until it is reported
-        self._befores: dict[int, StateBefore] = {}  # by the identity of the part
+        self._befores: dict[int, StateBefore | StepCache] = {}  # by the identity of the part
         self._saved = 0  # steps that need not be made
         self._closed = False
         self._decisions: list[Decision] | None = None
@@ -197,13 +198,15 @@ class Session:
                 self.blank(part)
         return True
 
-    def clear_when_withheld(self, *parts: Any) -> None:
+    def clear_when_withheld(self, *parts: Any, caching: Sequence[Any] = ()) -> None:
         """What these parts of a sampler (scheduler, guider) gather from now on is let go at the end.
 
         Unless all samples are released: what they hold then is of nothing that is withheld.
+
+        caching: networks with a step cache, which is then emptied.
         """
-        for part in parts:
-            self._befores[id(part)] = StateBefore(part)
+        self._befores |= {id(part): StateBefore(part) for part in parts}
+        self._befores |= {id(network): StepCache(network) for network in caching}
 
     def fail(self, why: str, rows: Sequence[int] | None = None, *, fault: Fault = "sampler") -> None:
         """Leave samples unchecked. What was stopped as unsafe stays so; what would be released does not."""

@@ -40,6 +40,23 @@ def unreadable_caches(pipe: Pipeline) -> dict[str, str]:
     return found
 
 
+def caching_networks(pipe: Pipeline) -> list[Any]:
+    """The parts that denoise and have a step cache that `enable_cache` switched on."""
+    parts = denoisers(pipe).values()
+    return [part for part in parts if getattr(part, "_cache_config", None) is not None]
+
+
+class StepCache:
+    """What a network's step cache holds: the network's features of the last steps, of all samples."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def give_back(self) -> None:
+        """It is empty, as classic pipelines leave it when they come to their end, and modular ones do not."""
+        self._network._reset_stateful_cache()
+
+
 def _options(config: Any) -> dict[str, Any]:
     if not is_dataclass(config):
         return {}

@@ -55,6 +55,7 @@ from lvd.sampling.x0 import supported_schedulers
 from lvd.typed import typed
 from support.pipeline_runs import (
     blocked_one_and_left_the_other,
+    blocking_one,
     capture,
     does_the_same_a_step_late,
     ends_on_its_last_x0,
@@ -461,6 +462,37 @@ def test_a_capture_records_its_cache_and_its_guard_works_under_the_same(tmp_path
         plain.guarded(Guard(random_bundle(cached.info, 0.5)), plain.batches()[0])
     with pytest.raises(LvdError, match=r"exists with parts=.*give the settings it was begun with"):
         writer.check_same(cached.capture, {"parts": {}}, cached.reader.samples)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_cache_of_a_modular_pipeline_keeps_nothing_of_a_withheld_video(
+    stopped: bool, tmp_path: Path
+) -> None:
+    """Unguarded, it keeps the network's features of the last step."""
+
+    def components() -> dict[str, Any]:
+        parts = by_name("LTXModularPipeline").components()
+        transformer = parts["transformer"]
+        return {**parts, "transformer": type(transformer).from_config(transformer.config, num_layers=3)}
+
+    step_cache = {"config": "FirstBlockCacheConfig", "threshold": 0.05}
+    tiny = replace(by_name("LTXModularPipeline"), components=components, step_cache=step_cache)
+    cached = capture(tiny, tmp_path)
+    (batch,) = cached.batches()
+
+    def kept() -> int:
+        registries = [getattr(m, "_diffusers_hook", None) for m in cached.pipe.transformer.modules()]
+        hooks = [hook for registry in registries if registry for hook in registry.hooks.values()]
+        managers = [hook.state_manager for hook in hooks if hasattr(hook, "state_manager")]
+        states = [state for manager in managers for state in manager._state_cache.values()]
+        return sum(isinstance(value, torch.Tensor) for state in states for value in vars(state).values())
+
+    cached.sample(batch, "latent")
+    assert kept()
+    blocking = Guard(random_bundle(cached.info, 1e-9)) if stopped else blocking_one(cached)
+    outcomes = [decision.outcome for decision in cached.guarded(blocking, batch).decisions]
+    assert sorted(outcomes) == ["unsafe" if stopped else "safe", "unsafe"]
+    assert not kept()
 
 
 @pytest.mark.parametrize(
