@@ -133,7 +133,7 @@ def check_clip(path: Path) -> None:
     try:
         if missing := missing_bytes(path):
             raise LvdError(_cut_short(path, missing))
-        with av.open(str(path)) as file:
+        with _open(path) as file:
             videos = len(file.streams.video)
             frames = len(list(islice(_packets(file), 2))) if videos else 0
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -155,7 +155,7 @@ def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, in
     import av
 
     try:
-        with av.open(str(path)) as file:
+        with _open(path) as file:
             packets = list(_packets(file))
             times = sorted(packet.pts for packet in packets if packet.pts is not None)
             base = file.streams.video[0].time_base
@@ -177,7 +177,7 @@ def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, in
             )
         chosen = [first + place for place in spread(last - first + 1, count)]
         images: dict[int, Tensor] = {}
-        with av.open(str(path)) as file:
+        with _open(path) as file:
             for place, frame in enumerate(islice(file.decode(video=0), last + 1)):
                 if place in chosen:
                     picture = torch.from_numpy(_upright(frame)).permute(2, 0, 1)[None].float() / 255
@@ -188,6 +188,13 @@ def read_clip(path: Path, count: int, seconds: float | None, size: tuple[int, in
     if missing:
         raise LvdError(f"{path} is damaged: {missing} of {len(set(chosen))} frames cannot be decoded")
     return torch.stack([images[place] for place in chosen])
+
+
+def _open(path: Path) -> Any:
+    """A file whatever it is called: `a:b.mp4` is no protocol."""
+    import av
+
+    return av.open(f"file:{path}")
 
 
 def _packets(file: Any) -> Iterator[Any]:
@@ -210,7 +217,7 @@ def _cut_short(path: Path, missing: int) -> str:
 
     there = path.stat().st_size
     left = ""
-    with suppress(av.FFmpegError, IndexError, OSError, ValueError), av.open(str(path)) as file:
+    with suppress(av.FFmpegError, IndexError, OSError, ValueError), _open(path) as file:
         stream, seconds = file.streams.video[0], (file.duration or 0) / 1e6
         packets = [packet for packet in _packets(file) if not packet.is_corrupt]
         ends = [packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lvd.capture.clips import ClipReading, read_clip
+from lvd.capture.clips import ClipReading, check_clip, read_clip
 from lvd.capture.labels import with_splits
 from lvd.capture.load import load_pipeline
 from lvd.capture.preview import find_preview
@@ -203,6 +203,16 @@ def test_a_still_image_is_no_clip(
     with pytest.raises(LvdError, match=rf"{name} holds one frame.*a still image is no clip"):
         record(source, named, tmp_path / "real", Recording(), folder=tmp_path, clips=ClipReading())
     assert not (tmp_path / "real" / "capture.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a:b.mp4", "http:c.mp4", "-d.mp4", "e%03d.mp4", "f gé.mp4"])
+def test_a_clip_may_have_any_name(
+    name: str, write_clip: WriteClip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_clip(name, [0, 100, 200])
+    monkeypatch.chdir(tmp_path)
+    check_clip(Path(name))
+    assert len(read_clip(Path(name), 2, None, (32, 32))) == 2
 
 
 def test_so_few_seconds_that_nothing_moves_are_refused(write_clip: WriteClip) -> None:
