@@ -80,6 +80,7 @@ def call_under_guard(
         if session.stopped:
             raise _Stopped
         output = step.proceed()
+        session.check_made(step)
         if session.blocked and not session.blank_output(output):
             raise _Stopped
         if compaction is not None:

@@ -167,6 +167,13 @@ class Session:
                 self._score(x0, lambda: call.noise_level)
         return self._report()
 
+    def check_made(self, call: StepCall) -> None:
+        """After an intercepted call that was checked: was it made as it was checked?"""
+        try:
+            self._order.check_set(call.scheduler)
+        except LvdError as error:
+            self.fail(f"step {self._watch.step}: {error}", fault="malformed")
+
     def blank(self, latent: Tensor) -> None:
         """Zeros over what is blocked, in place, so that a decoder never sees it.
 

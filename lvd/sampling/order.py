@@ -29,8 +29,7 @@ class StepOrder:
         timesteps = scheduler.timesteps
         if self._timesteps is None:
             self._timesteps = timesteps
-        if timesteps is not self._timesteps:
-            raise LvdError("the scheduler was set to other timesteps in the middle of the call")
+        self.check_set(scheduler)
         steps = len(step_timesteps(scheduler))
         if self._begins_late and steps > self._steps:
             timesteps = timesteps[(steps - self._steps) * getattr(scheduler, "order", 1) :]
@@ -44,6 +43,15 @@ class StepOrder:
             raise LvdError(
                 f"timestep {float(timestep):g} where {expected:g} should come: a step was skipped or repeated"
             )
+
+    def check_set(self, scheduler: Scheduler) -> None:
+        """The scheduler has the timesteps that the run began with.
+
+        Raises:
+            LvdError: it was set anew, which another thread may do even between a check and its step.
+        """
+        if scheduler.timesteps is not self._timesteps:
+            raise LvdError("the scheduler was set to other timesteps in the middle of the call")
 
 
 def _is_element(timestep: Timestep, expected: Tensor) -> bool:

@@ -230,6 +230,25 @@ def test_timesteps_that_are_set_in_the_middle_of_a_call_leave_it_unchecked(steps
     assert decision.why == "step 3: the scheduler was set to other timesteps in the middle of the call"
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_timesteps_that_are_set_between_the_last_check_and_its_step_leave_it_unchecked(lag: int) -> None:
+    """As by an unguarded call in another thread, which is refused only at its first step."""
+    pipe = StubPipeline()
+    original = pipe.scheduler.step
+
+    def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
+        if timestep == 0:
+            pipe.scheduler.set_timesteps(3)
+        return original(model_output, timestep, sample)
+
+    pipe.scheduler.step = step
+    result = stub_guard(pipe, SAFE, lag=lag)(pipe, prompt="one")
+    assert result.videos == [None]
+    (decision,) = result.decisions
+    assert decision.why == "step 5: the scheduler was set to other timesteps in the middle of the call"
+    assert not pipe.decoded[0].any()
+
+
 @pytest.mark.parametrize("stops_at", [1, 2, None])
 def test_a_guard_that_heard_the_steps_of_a_call_within_its_own_hands_out_nothing(
     stops_at: int | None,
