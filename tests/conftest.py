@@ -5,6 +5,7 @@ costs nothing, with detectors that answer from a script.
 """
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -150,6 +151,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def ctrl_c_works() -> None:
     """Here and in the processes that tests start: a shell's background jobs begin with it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """What is written outlives a killed process all the same: only a power cut would show the difference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

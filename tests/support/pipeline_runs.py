@@ -224,17 +224,16 @@ def left_behind(captured: Captured, guarded: Guarded) -> list[tuple[int, ...]]:
     """
     found, smallest = [], math.prod(captured.info.origin.latent_shape)
     for batch in captured.batches():
-        before = _tensors(smallest)
-        outcomes = [decision.outcome for decision in captured.guarded(guarded.guard, batch).decisions]
-        if "unsafe" in outcomes:
-            found += [tuple(tensor.shape) for key, tensor in _tensors(smallest).items() if key not in before]
+        gc.freeze()  # what there is before the call is neither searched nor found
+        try:
+            outcomes = [decision.outcome for decision in captured.guarded(guarded.guard, batch).decisions]
+            gc.collect()
+            if "unsafe" in outcomes:
+                tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+                found += [tuple(tensor.shape) for tensor in tensors if tensor.numel() >= smallest]
+        finally:
+            gc.unfreeze()
     return found
-
-
-def _tensors(smallest: int) -> dict[int, Tensor]:
-    gc.collect()
-    tensors = (found for found in gc.get_objects() if issubclass(type(found), Tensor))
-    return {id(tensor): tensor for tensor in tensors if tensor.numel() >= smallest}
 
 
 def is_what_it_heard(captured: Captured) -> bool:
