@@ -45,6 +45,7 @@ class Sweep:
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "250",
             "PYTHONPATH": str(ROOT),  # for the workers of ray and SLURM, when lvd is not installed
+            "RAY_worker_niceness": "0",  # 15: they would wait for whatever else this machine does
         }
 
     def start(self, *arguments: str, steps: str = STEPS) -> Command:
