@@ -18,7 +18,7 @@ def capture(cfg: DictConfig) -> None:
     from lvd.capture.prompts import read_prompts
     from lvd.capture.recorder import record
     from lvd.latents.verify import refuse_damage, verify
-    from lvd.report.tables import print_labelling, print_labels, print_verified
+    from lvd.report.capture_tables import print_labelling, print_labels, print_verified
 
     leave_ctrl_c_to_joblib()
     with exit_on_user_error():

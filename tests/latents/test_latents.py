@@ -37,7 +37,7 @@ from lvd.latents.splits import (
 )
 from lvd.latents.verify import verify
 from lvd.latents.writer import to_float16
-from lvd.report.tables import print_labels
+from lvd.report.capture_tables import print_labels
 
 COUNT = 12
 SAMPLE_BYTES = 2 * int(np.prod(SHAPE))
