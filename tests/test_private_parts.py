@@ -33,17 +33,6 @@ def test_hydra_get_args_parser() -> None:
     assert {"run", "cfg", "info", "resolve", "help", "shell_completion"} <= set(vars(found))
 
 
-def test_hydra_get_overrides_dirname() -> None:
-    """A job's configuration is the one that Hydra would compose: lvd.sweep.composed."""
-    from hydra._internal.config_loader_impl import get_overrides_dirname
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = OverridesParser.create().parse_overrides(["step=3", "name=mine", "category=gore"])
-    assert get_overrides_dirname(overrides, exclude_keys=["name"], item_sep=",", kv_sep="_") == (
-        "category_gore,step_3"
-    )
-
-
 def test_joblib_loky_process_name() -> None:
     """A job under joblib leaves Ctrl-C to the process that started it: lvd.entry."""
     from joblib.externals.loky.backend.process import LokyProcess

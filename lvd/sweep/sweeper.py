@@ -21,7 +21,6 @@ from lvd.axes import MULTIRUN, read_axes
 from lvd.config import TrainConfig
 from lvd.errors import LvdError
 from lvd.latents import disk
-from lvd.sweep.composed import context_of_cells
 from lvd.sweep.grid import AXES, Cell
 from lvd.sweep.process import STOP
 from lvd.sweep.progress import watch
@@ -64,8 +63,7 @@ def sweep(context: HydraContext, task: TaskFunction, config: DictConfig, argumen
         main = config if multirun else first
         if multirun:
             _save(config, request.config.run_dir)
-        jobs_context = context_of_cells(context, first) if left else context
-        launcher = Plugins.instance().instantiate_launcher(jobs_context, task, main)
+        launcher = Plugins.instance().instantiate_launcher(context, task, main)
         jobs = [[*settings, f"category={cell.category}", f"step={cell.step}"] for cell in left] or [settings]
         in_turn = request.config.fail_fast and name == "basic"
         given_up = _launch(launcher, [[job] for job in jobs] if in_turn else [jobs], request, left)

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf, open_dict
 
 from conftest import FIVE, NAMES, STEPS
 from lvd.axes import Axis, expanded, read_axes
@@ -19,7 +17,7 @@ from lvd.errors import LvdError
 from lvd.latents.format import UNLABELLED, read_samples, write_samples
 from lvd.sweep.grid import AXES, Cell, resolve_cells
 from lvd.sweep.job import cell_seed
-from support.commands import ROOT, Ran, Shell, spoil, wandb_records
+from support.commands import Ran, Shell, spoil, wandb_records
 
 GRID = ["-m", "category=0..4", "step=0..49"]
 TINY = [
@@ -210,26 +208,6 @@ def test_one_job_runs_here_whatever_launcher_is_named(
     assert "val: " in ran.out
     hydra = (train.run_dir / "alpha" / "step_01" / ".hydra" / "hydra.yaml").read_text()
     assert "hydra/launcher: basic" in hydra
-
-
-def test_the_configuration_of_each_job_is_the_one_that_hydra_composes_of_its_command(
-    train: Shell, captured: Path
-) -> None:
-    settings = [*TINY, "logger=none", "hydra.job.config.override_dirname.exclude_keys=[name]", "seed=3"]
-    assert train("-m", "category=1", "step=1,2", *settings).code == 0
-    for step in (1, 2):
-        cell = ["category=beta", f"step={step}"]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            composed = compose("train", [*settings, *cell], return_hydra_config=True)
-        kept = train.run_dir / "beta" / f"step_{step:02d}" / ".hydra"
-        hydra = OmegaConf.load(kept / "hydra.yaml").hydra
-        assert OmegaConf.load(kept / "overrides.yaml") == composed.hydra.overrides.task
-        assert hydra.overrides == composed.hydra.overrides
-        assert hydra.job.override_dirname == composed.hydra.job.override_dirname
-        assert hydra.runtime.choices == composed.hydra.runtime.choices
-        with open_dict(composed):
-            del composed["hydra"]
-        assert OmegaConf.load(kept / "config.yaml") == OmegaConf.create(OmegaConf.to_yaml(composed))
 
 
 # ---- the plan
