@@ -26,30 +26,43 @@ CLEAR = "rgba(0,0,0,0)"
 GRID = f"rgba({NEUTRAL},0.25)"
 
 
+_AXIS_TITLE = {"standoff": 10, "font": {"size": 13}}
+_AXIS = {"automargin": True, "zeroline": False, "gridcolor": GRID, "ticks": "", "title": _AXIS_TITLE}
+_Y_AXIS = {**_AXIS, "range": [-0.02, 1.02], "ticklabelstandoff": 6}
+_LEGEND = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "bgcolor": CLEAR}
+
+
 def new_figure(title: str, x_title: str, y_title: str, *, height: int) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
-        height=height,
-        margin={"l": 8, "r": 16, "t": 56, "b": 80},
-        paper_bgcolor=CLEAR,
-        plot_bgcolor=CLEAR,
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "bgcolor": CLEAR},
-        hovermode="x unified",
+    """An empty figure, its layout given at once: plotly's updates cost more than all else of a report."""
+    return go.Figure(
+        layout={
+            "template": "none",
+            "title": {"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+            "height": height,
+            "margin": {"l": 8, "r": 16, "t": 56, "b": 80},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+            "legend": _LEGEND,
+            "hovermode": "x unified",
+            "xaxis": _x_axis(x_title),
+            "yaxis": {**_Y_AXIS, "title": {**_AXIS_TITLE, "text": y_title}},
+        }
     )
-    style_axes(figure, x_title)
-    figure.update_yaxes(title_text=y_title)
-    return figure
 
 
 def style_axes(figure: go.Figure, x_title: str) -> None:
-    for update in (figure.update_xaxes, figure.update_yaxes):
-        update(automargin=True, zeroline=False, gridcolor=GRID, ticks="")
-        update(title_standoff=10, title_font_size=13)
-    figure.update_xaxes(title_text=x_title, unifiedhovertitle_text=f"{x_title} %{{x}}")
-    figure.update_yaxes(range=[-0.02, 1.02], ticklabelstandoff=6)
+    """Give all axes of a figure with several plots the looks of `new_figure`'s."""
+    figure.update_xaxes(**_x_axis(x_title))
+    figure.update_yaxes(**_Y_AXIS)
+
+
+def _x_axis(title: str) -> dict[str, object]:
+    return {
+        **_AXIS,
+        "title": {**_AXIS_TITLE, "text": title},
+        "unifiedhovertitle": {"text": f"{title} %{{x}}"},
+    }
 
 
 def whole_ticks(count: int) -> int | None:
