@@ -275,10 +275,6 @@ class EvaluateConfig(EvaluationRecipe, MeasuredRuns):
         MeasuredRuns.__post_init__(self)
         EvaluationRecipe.__post_init__(self)
         require_one_of("accelerator", self.accelerator, ("auto", "gpu", "cpu"))
-        require(
-            not self.compare or self.detector == "grid",
-            f"compare= lays grids side by side, not with detector={self.detector}",
-        )
 
     @property
     def run_dirs(self) -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lvd.capture.decode import load_vae
 from lvd.capture.frames import decode_clips, step_frames
 from lvd.decide.rules import Bools, Flags, Floats, Ints, flag_steps
-from lvd.detect.ensemble import Detectors, StepDetectors
+from lvd.detect.ensemble import Detectors, Ensemble, StepDetectors, UnifiedDetector
 from lvd.detect.files import NetworkFiles, load_detector, load_trunk, parse_trunk, trunk_digest
 from lvd.detect.network import HeadDetector, PixelDetector
 from lvd.errors import LvdError
@@ -171,7 +171,16 @@ def step_check(
         vae = load_vae(capture.info.origin).to(device)
     heads = any(isinstance(detector, HeadDetector) for detector in detectors)
     trunk = load_trunk(run / "trunk") if heads else None
-    network = Detectors(trunk, {step: StepDetectors(detectors, decode)}).eval().to(device)
+    return _check(Detectors(trunk, {step: StepDetectors(detectors, decode)}), step, device)
+
+
+def unified_check(run: Path, step: int, device: torch.device | None = None) -> Callable[[Tensor], Tensor]:
+    """The same by the outputs of the run's trunk; raises as `load_trunk` does."""
+    return _check(UnifiedDetector(load_trunk(run / "trunk")), step, device)
+
+
+def _check(network: Ensemble, step: int, device: torch.device | None) -> Callable[[Tensor], Tensor]:
+    network.eval().to(device)
 
     @torch.inference_mode()
     def check(x0_BCFHW: Tensor) -> Tensor:

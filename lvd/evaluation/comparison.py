@@ -163,8 +163,10 @@ def check_comparable(tests: Mapping[str, Sequence[str]]) -> None:
             )
 
 
-def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.device | None = None) -> Compared:
-    """Lay runs side by side that were measured on the same test samples."""
+def compare(
+    capture: CaptureReader, entries: Sequence[Entry], detector: str, device: torch.device | None = None
+) -> Compared:
+    """Lay runs side by side that were measured on the same test samples, by their grids or all unified."""
     first = entries[0]
     kinds = [
         rule.kind
@@ -186,7 +188,7 @@ def compare(capture: CaptureReader, entries: Sequence[Entry], device: torch.devi
         [entry.run.name for entry in entries],
         {kind: [rules[kind][1] for rules in by_kind] for kind in kinds},
         differences,
-        measure_costs(capture, [entry.run for entry in entries], device),
+        measure_costs(capture, [entry.run for entry in entries], detector, device),
         capture.info.origin.steps,
     )
 

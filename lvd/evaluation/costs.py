@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from lvd.detect.bank import step_check
+from lvd.detect.bank import step_check, unified_check
 from lvd.detect.files import trunk_digest
 from lvd.errors import LvdError
 from lvd.latents.reader import CaptureReader
@@ -36,22 +36,26 @@ class Cost:
     check_milliseconds: float | None
 
 
-def measure_costs(capture: CaptureReader, runs: Sequence[Path], device: torch.device | None) -> list[Cost]:
-    milliseconds = _check_milliseconds(capture, runs, device)
-    grid, costs = all_cells(capture.info), []
+def measure_costs(
+    capture: CaptureReader, runs: Sequence[Path], detector: str, device: torch.device | None
+) -> list[Cost]:
+    """`detector`: grid, or unified, which is the trunk alone."""
+    unified = detector == "unified"
+    milliseconds = _check_milliseconds(capture, runs, device, unified=unified)
+    grid, costs = [] if unified else all_cells(capture.info), []
     for run, check in zip(runs, milliseconds, strict=True):
         results = {cell: it for cell, it in read_results(run, grid).items() if it and it.status == "done"}
         places = [run / cell.path / "detector" for cell in results]
         used = list(results.values())
         tunings = {result.settings.get("detector.tuning") for result in used} - {None}
-        trunk = read_result(run / "trunk") if tunings else None
+        trunk = read_result(run / "trunk") if tunings or unified else None
         seconds = sum(result.seconds for result in used) + (trunk.seconds if trunk else 0.0)
-        if trunk is not None and "head" in tunings:  # a tuned copy needs the trunk no more
+        if trunk is not None and ("head" in tunings or unified):  # a tuned copy needs the trunk no more
             used.append(trunk)
             places.append(run / "trunk")
         costs.append(
             Cost(
-                detectors=len(results),
+                detectors=1 if unified else len(results),
                 train_seconds=seconds,
                 parameters=sum(result.sizes.get("parameters", 0) for result in used),
                 bytes=sum(
@@ -67,7 +71,7 @@ def measure_costs(capture: CaptureReader, runs: Sequence[Path], device: torch.de
 
 
 def _check_milliseconds(
-    capture: CaptureReader, runs: Sequence[Path], device: torch.device | None
+    capture: CaptureReader, runs: Sequence[Path], device: torch.device | None, *, unified: bool
 ) -> list[float | None]:
     """Runs take turns, so that what else the machine does slows all of them."""
     steps = sorted({0, capture.info.stored_steps // 2, capture.info.stored_steps - 1})
@@ -78,7 +82,11 @@ def _check_milliseconds(
         checks = []
         for place, run in enumerate(runs):
             try:
-                check = step_check(capture, run, trunk_digest(run / "trunk"), step, device)
+                check = (
+                    unified_check(run, step, device)
+                    if unified
+                    else step_check(capture, run, trunk_digest(run / "trunk"), step, device)
+                )
             except LvdError:  # a hole, which the report names
                 missing.add(place)
                 continue

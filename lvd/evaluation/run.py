@@ -31,7 +31,7 @@ def capture_to_measure(config: EvaluateConfig) -> Path:
     learned = {run.name: learned_captures(run) for run in config.run_dirs}
     for name, captures in learned.items():
         if not captures:
-            raise LvdError(f"{Path(config.runs) / name} has no detectors: train it first")
+            raise LvdError(f"{Path(config.runs) / name} has nothing trained: train it first")
     named = {capture for captures in learned.values() for capture in captures}
     if len(named) > 1:
         listed = ", ".join(f"{name} on {' and '.join(captures)}" for name, captures in learned.items())
@@ -71,5 +71,5 @@ def evaluate_runs(
     compared = None
     if len(found) > 1:
         entries = [Entry(it.run, it.test, [(each.rule, each.summary) for each in it.rules]) for it in found]
-        compared = compare(capture, entries, device)
+        compared = compare(capture, entries, recipe.detector, device)
     return [write_evaluation(capture, it, recipe, compared) for it in found], compared

@@ -52,8 +52,9 @@ def config_digest(*parts: Any) -> str:
 
 
 def learned_captures(run: Path) -> list[str]:
-    """The names of the captures that a run's detectors learned from."""
-    results = [read_result(path.parent) for path in sorted(run.glob("*/step_*/result.json"))]
+    """The names of the captures that a run's trunk and detectors learned from."""
+    jobs = [run / "trunk", *(path.parent for path in sorted(run.glob("*/step_*/result.json")))]
+    results = [read_result(job) for job in jobs]
     return sorted({str(it.settings["capture"]) for it in results if it and "capture" in it.settings})
 
 

@@ -214,7 +214,7 @@ def test_a_later_evaluation_alone_leaves_no_comparison(evaluate: Shell, two_runs
 
 
 def test_runs_of_different_captures_are_refused(evaluate: Shell, two_runs: tuple[Path, Path]) -> None:
-    for path in two_runs[1].glob("*/step_*/result.json"):
+    for path in two_runs[1].rglob("result.json"):
         raw = json.loads(path.read_text())
         path.write_text(json.dumps({**raw, "settings": {**raw["settings"], "capture": "elsewhere"}}))
     ran = compared(evaluate)
@@ -243,7 +243,7 @@ def test_runs_that_learned_from_different_prompts_are_refused(
         ("compare=[tiny]", "must name two runs or more, each once"),
         ("compare=[tiny,tiny]", "must name two runs or more, each once"),
         ("compare=[tiny,../x]", "compare=../x must be letters"),
-        ("compare=[tiny,none]", "runs/none has no detectors: train it first"),
+        ("compare=[tiny,none]", "runs/none has nothing trained: train it first"),
     ],
 )
 def test_what_cannot_be_compared_gives_one_error_message(

@@ -12,12 +12,14 @@ import torch
 from conftest import NAMES, STEPS
 from lvd.config import EvaluateConfig
 from lvd.decide.recipe import EvaluationRecipe
+from lvd.detect.bank import unified_check, unified_scores
 from lvd.errors import LvdError
-from lvd.evaluation.run import evaluate_runs
+from lvd.evaluation.run import capture_to_measure, evaluate_runs
 from lvd.guard.bundle import load_bundle
 from lvd.guard.guard import Guard
 from lvd.labelling.suggest import of_run
 from lvd.latents.reader import CaptureReader
+from lvd.sweep.results import read_result
 from lvd.tracking import LoggerConfig
 
 RECIPE = EvaluationRecipe(detector="unified", eta=2, examples=0)
@@ -76,6 +78,38 @@ def test_a_trunk_that_is_stale_or_not_there_is_refused(capture: Path, trunk_alon
         evaluate_runs(capture, [trunk_alone], RECIPE)
 
 
-def test_runs_side_by_side_are_grids() -> None:
-    with pytest.raises(LvdError, match="compare= lays grids side by side, not with detector=unified"):
-        EvaluateConfig(detector="unified", compare=["one", "two"], logger=LoggerConfig())
+def test_trunks_alone_are_laid_side_by_side(capture: Path, trunk_alone: Path) -> None:
+    other = Path(shutil.copytree(trunk_alone, trunk_alone.with_name("other")))
+    config = EvaluateConfig(
+        detector="unified",
+        compare=["tiny", "other"],
+        captures=str(capture.parent),
+        runs=str(trunk_alone.parent),
+        logger=LoggerConfig(),
+    )
+    assert capture_to_measure(config) == capture
+    _, compared = evaluate_runs(capture, config.run_dirs, RECIPE)
+    assert compared is not None
+    first, second = compared.costs
+    trunk = read_result(other / "trunk")
+    assert trunk is not None
+    assert (second.detectors, second.parameters) == (1, trunk.sizes["parameters"])
+    assert second.train_seconds == trunk.seconds
+    assert second.bytes == sum(
+        (other / "trunk" / name).stat().st_size for name in ("config.json", "model.safetensors")
+    )
+    assert first.check_milliseconds is not None
+    assert first.check_milliseconds > 0
+    assert all(
+        difference is None or difference.value == 0
+        for rates in compared.differences.values()
+        for differences in rates.values()
+        for difference in differences
+    )
+
+
+def test_a_check_by_the_trunks_outputs_gives_its_scores(capture: Path, trunk_alone: Path) -> None:
+    reader = CaptureReader(capture)
+    rows = [0, 3, 5]
+    scores = unified_check(trunk_alone, 1)(torch.from_numpy(reader.step(1).read(rows)))
+    torch.testing.assert_close(scores, unified_scores(reader, trunk_alone)[rows, 1])
