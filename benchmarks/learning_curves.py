@@ -123,7 +123,7 @@ def train_and_score(
             shutil.copytree(kept, run / "trunk")
         if draw.kind == "unified":
             return by_trunk(test_part(capture), run, steps, device)
-        recipe = replace(config.detector, **NETWORKS.get(draw.kind, {"init": "trunk"}))
+        recipe = replace(config.detector, **NETWORKS.get(draw.kind, {"init": "trunk", "tuning": "head"}))
         for step, name in product(steps, capture.info.category_names):
             cell = Cell(name, step)
             setup = Setup(config.encoder, config, cell_seed(draw.seed, cell))

@@ -55,8 +55,8 @@ class GuardedSteps:
             super().step_scheduler(state, noise_pred, **options)  # type: ignore[misc]
             session.blank(state.latents)
         except Exception as error:
-            session.abort(f"the step raised {type(error).__name__}")
             state.latents = torch.zeros_like(state.latents)  # an engine may copy it all the same
+            session.abort(f"the step raised {type(error).__name__}")
             raise
 
     def _open(self, state: Any) -> Session:
@@ -72,12 +72,14 @@ class GuardedSteps:
         with state.extra.pop("session") as session:
             made = super().post_decode(state, **options)  # type: ignore[misc]
             decisions = session.close(videos=len(made.output))
-        if not any(decision.released for decision in decisions):
-            raise WithheldError(decisions)
         withheld = [row for row, decision in enumerate(decisions) if not decision.released]
-        made.output[withheld] = 0
+        if withheld:
+            made.output[withheld] = 0
+            made = _video_alone(made)
+        if len(withheld) == len(decisions):
+            raise WithheldError(decisions)
         made.decisions = decisions
-        return _video_alone(made) if withheld else made
+        return made
 
 
 def _video_alone(made: Any) -> Any:

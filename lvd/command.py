@@ -23,9 +23,9 @@ def exit_status(main: Callable[[], int | None], *, mistake: int = 1) -> int:
             print(f"error: {error}", file=sys.stderr)
             status = mistake
         except SystemExit:  # after --help, say
-            sys.stdout.flush()
+            _flush()
             raise
-        sys.stdout.flush()  # the interpreter's own, at its end, would complain
+        _flush()
     except BrokenPipeError:
         unread = [stream for stream in (1, 2) if _is_unread(stream)]
         if not unread:  # another pipe or a socket
@@ -33,8 +33,15 @@ def exit_status(main: Callable[[], int | None], *, mistake: int = 1) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in unread:  # what is still buffered goes there
             os.dup2(nowhere, stream)
+        os.close(nowhere)
         return _UNREAD
     return status
+
+
+def _flush() -> None:
+    """Here, since the interpreter's own, at its end, would complain."""
+    if sys.stdout is not None:  # its descriptor was closed
+        sys.stdout.flush()
 
 
 def _is_unread(stream: int) -> bool:

@@ -105,6 +105,12 @@ def test_a_file_that_cannot_be_read_gives_one_error_message(
         assert "captures/x" in ran.err
 
 
+@pytest.mark.parametrize("stream", [">&-", "2>&-"])
+def test_a_command_whose_output_is_closed_ends_as_ever(stream: str) -> None:
+    command = f"{sys.executable} -m lvd.guard.table {stream}"
+    assert subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.DEVNULL).returncode == 0
+
+
 def unread_pipe() -> int:
     """A pipe's end to write to; nobody reads, as when `head` has gone."""
     reader, writer = os.pipe()

@@ -228,7 +228,8 @@ def _cut_short(path: Path, missing: int) -> str:
             left = f", with {len(packets)} frames, {reached:.3g} of {seconds:.3g} seconds"
         else:
             left = f", with {len(packets)} frames"
-    return f"{path} was cut short: {there:,} of {there + missing:,} bytes are there{left}; {_INSTEAD}"
+    there_are = f"{there:,} of {there + missing:,} bytes are there" if missing > 1 else "its end is missing"
+    return f"{path} was cut short: {there_are}{left}; {_INSTEAD}"
 
 
 def _upright(frame: Any) -> Any:

@@ -55,6 +55,8 @@ def _end_of_segments(file: BinaryIO, size: int) -> int:
         if header[:4] not in (_EBML, _SEGMENT) or not header[4]:
             break
         bytes_of_size = 9 - header[4].bit_length()
+        if len(header) < 4 + bytes_of_size:
+            return size + 1  # it ends within a size
         length = int.from_bytes(header[4 : 4 + bytes_of_size], "big") - (1 << 7 * bytes_of_size)
         if length == (1 << 7 * bytes_of_size) - 1:  # left open
             break

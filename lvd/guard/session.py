@@ -16,7 +16,7 @@ of each step, `session.check(step, x0, noise_level=...)`. Whatever goes wrong wi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -278,8 +278,9 @@ class Session:
             all_released = all(decision.released for decision in self._decisions)
         finally:
             if not all_released:
-                for before in self._befores.values():
-                    before.give_back()
+                with ExitStack() as each:  # one that fails keeps no other from it
+                    for before in self._befores.values():
+                        each.callback(before.give_back)
 
     def _recorded(self) -> list[Decision]:
         if self._decisions is None:

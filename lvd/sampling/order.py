@@ -1,5 +1,7 @@
 """Whether the calls of `scheduler.step` that are heard are those of one run, each once and in order."""
 
+from typing import Any
+
 from torch import Tensor
 
 from lvd.errors import LvdError
@@ -17,6 +19,7 @@ class StepOrder:
         self._steps = steps
         self._begins_late = begins_late
         self._timesteps: Tensor | None = None  # of the scheduler, from the first step to the last
+        self._set: tuple[Any, ...] = ()  # what else `set_timesteps` gave it
         self._call = -1  # of scheduler.step; samplers of second order make two in a step
 
     def check(self, scheduler: Scheduler, timestep: Timestep, step: int) -> None:
@@ -28,7 +31,7 @@ class StepOrder:
         self._call += 1
         timesteps = scheduler.timesteps
         if self._timesteps is None:
-            self._timesteps = timesteps
+            self._timesteps, self._set = timesteps, _also_set(scheduler)
         self.check_set(scheduler)
         steps = len(step_timesteps(scheduler))
         if self._begins_late and steps > self._steps:
@@ -50,8 +53,15 @@ class StepOrder:
         Raises:
             LvdError: it was set anew, which another thread may do even between a check and its step.
         """
-        if scheduler.timesteps is not self._timesteps:
+        now = _also_set(scheduler)
+        same = all(one is before for one, before in zip(now, self._set, strict=True))
+        if scheduler.timesteps is not self._timesteps or not same:
             raise LvdError("the scheduler was set to other timesteps in the middle of the call")
+
+
+def _also_set(scheduler: Scheduler) -> tuple[Any, ...]:
+    """The number of steps and the noise levels: some schedulers set them before the timesteps."""
+    return tuple(getattr(scheduler, name, None) for name in ("num_inference_steps", "sigmas"))
 
 
 def _is_element(timestep: Timestep, expected: Tensor) -> bool:

@@ -39,8 +39,8 @@ class StateBefore:
 def clear_locals(error: BaseException, handled: BaseException | None) -> None:
     """Let go of the local variables of the functions that an exception has left, which may be latents.
 
-    Its traceback keeps them alive, and reporters of errors show them. Also of those it came from, but for
-    `handled`, which was being handled when the sampling began. Files and lines stay.
+    Its traceback keeps them alive, and reporters of errors show them. Also of those it came from or groups,
+    but for `handled`, which was being handled when the sampling began. Files and lines stay.
     """
     left, seen = [error], {id(handled)}
     while left:
@@ -49,6 +49,7 @@ def clear_locals(error: BaseException, handled: BaseException | None) -> None:
             seen.add(id(error))
             traceback.clear_frames(error.__traceback__)
             left += [cause for cause in (error.__cause__, error.__context__) if cause is not None]
+            left += error.exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def _steps(value: Any) -> bool:

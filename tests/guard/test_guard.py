@@ -31,6 +31,7 @@ from lvd.guard import AuditLog, Decision, Guard, GuardResult
 from lvd.guard.audit import records, verify
 from lvd.guard.bundle import Bundle
 from lvd.guard.export import export_bundle
+from lvd.sampling.state import clear_locals
 from lvd.sampling.tap import tap_x0
 
 ROOT = Path(__file__).parents[2]
@@ -1176,6 +1177,21 @@ def test_an_exception_holds_no_latent_of_the_sampling_that_it_ended(
         assert not any(isinstance(value, Tensor) for value in kept)
     else:
         raise AssertionError("the log can be written")
+
+
+def test_the_variables_of_the_members_of_a_group_are_let_go() -> None:
+    def failing() -> None:
+        held = torch.zeros(2)
+        raise ValueError(str(len(held)))
+
+    errors = []
+    for _ in range(2):
+        try:
+            failing()
+        except ValueError as error:
+            errors.append(error)
+    clear_locals(ExceptionGroup("both", errors), None)
+    assert not [value for error in errors for value in locals_of(error) if isinstance(value, Tensor)]
 
 
 def test_the_variables_of_an_exception_that_the_caller_handles_stay(tmp_path: Path) -> None:

@@ -231,13 +231,18 @@ def test_timesteps_that_are_set_in_the_middle_of_a_call_leave_it_unchecked(steps
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_timesteps_that_are_set_between_the_last_check_and_its_step_leave_it_unchecked(lag: int) -> None:
-    """As by an unguarded call in another thread, which is refused only at its first step."""
+@pytest.mark.parametrize("half", [False, True])
+def test_timesteps_that_are_set_between_the_last_check_and_its_step_leave_it_unchecked(
+    half: bool, lag: int
+) -> None:
+    """As by an unguarded call in another thread, which is refused only at its first step; or half-way so."""
     pipe = StubPipeline()
     original = pipe.scheduler.step
 
     def step(model_output: Tensor, timestep: Tensor, sample: Tensor) -> Any:
-        if timestep == 0:
+        if timestep == 0 and half:
+            pipe.scheduler.num_inference_steps = 3
+        elif timestep == 0:
             pipe.scheduler.set_timesteps(3)
         return original(model_output, timestep, sample)
 
