@@ -26,20 +26,15 @@ from typing import Any
 import command
 import diffusers
 import torch
-from guard_step import CATEGORIES
+from guard_step import bundle_info, random_detectors
 from record_overhead import record_stub
 from stub_pipeline import StubPipeline
 from torch import Tensor, nn
 
 from lvd.command import exit_status
-from lvd.decide.rules import Vote
-from lvd.detect.ensemble import Detectors, StepDetectors
-from lvd.detect.network import EncoderConfig, HeadDetector, Trunk
 from lvd.errors import LvdError
-from lvd.guard.bundle import BUNDLE_VERSION, Bundle, BundleInfo
+from lvd.guard.bundle import Bundle
 from lvd.guard.guard import Guard
-from lvd.sampling.fingerprint import fingerprint, plain_config
-from lvd.sampling.origin import Origin
 
 LatentShape = tuple[int, int, int, int]
 
@@ -112,26 +107,8 @@ MODELS = (
 
 def guard_of(pipe: StubPipeline, shape: LatentShape, steps: int, lag: int) -> Guard:
     """Default detectors with random weights, and a vote that looks at all steps and decides at the last."""
-    encoder = EncoderConfig.fitted(command.train_config([]).encoder, shape)
-    heads: list[Any] = [HeadDetector(encoder.width) for _ in CATEGORIES]
-    nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step
-    of_steps = {step: StepDetectors(heads) for step in range(steps)}
-    detectors = Detectors(Trunk(encoder, steps, len(CATEGORIES)), of_steps).eval().requires_grad_(False)
-    origin = Origin(
-        pipeline="",
-        revision=None,
-        pipeline_class=type(pipe).__name__,
-        fingerprint=fingerprint(pipe),
-        scheduler=type(pipe.scheduler).__name__,
-        scheduler_config=plain_config(pipe.scheduler.config),
-        layout="BCFHW",
-        steps=steps,
-        guidance=None,
-        call={},
-        latent_shape=shape,
-    )
-    info = BundleInfo(BUNDLE_VERSION, Vote(steps, 1.0, 0.5), CATEGORIES, origin, {})
-    return Guard(Bundle(info, "", detectors), lag=lag)
+    info = bundle_info(pipe, shape, steps, guidance=None)
+    return Guard(Bundle(info, "", random_detectors(shape, steps)), lag=lag)
 
 
 @dataclass(frozen=True)

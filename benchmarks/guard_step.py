@@ -64,11 +64,13 @@ class BarePipeline:
         return (latents,)
 
 
-def bundle_info(pipe: BarePipeline) -> BundleInfo:
-    """With eta=50 and lam=1 all steps are checked, and the last one decides."""
+def bundle_info(
+    pipe: Any, shape: tuple[int, int, int, int], steps: int, guidance: float | None
+) -> BundleInfo:
+    """Of a pipeline with such latents: with lam=1 all steps are checked, and the last one decides."""
     return BundleInfo(
         format_version=BUNDLE_VERSION,
-        rule=Vote(STEPS, 1.0, 0.5),
+        rule=Vote(steps, 1.0, 0.5),
         category_names=CATEGORIES,
         origin=Origin(
             pipeline="",
@@ -78,10 +80,10 @@ def bundle_info(pipe: BarePipeline) -> BundleInfo:
             scheduler=type(pipe.scheduler).__name__,
             scheduler_config=plain_config(pipe.scheduler.config),
             layout="BCFHW",
-            steps=STEPS,
-            guidance=GUIDANCE,
+            steps=steps,
+            guidance=guidance,
             call={},
-            latent_shape=SHAPE,
+            latent_shape=shape,
         ),
         measured={},
     )
@@ -94,19 +96,20 @@ class NoNetwork(nn.Module):
         return torch.ones(len(x0_BCFHW), len(CATEGORIES))
 
 
-def random_detectors(shape: tuple[int, int, int, int], settings: Sequence[str] = ()) -> Detectors:
+def random_detectors(shape: tuple[int, int, int, int], steps: int, settings: Sequence[str] = ()) -> Detectors:
     """Heads on a trunk of the size that train.py takes by default, but for these settings."""
     encoder = EncoderConfig.fitted(command.train_config(settings).encoder, shape)
     heads: list[Any] = [HeadDetector(encoder.width) for _ in CATEGORIES]
     nn.init.constant_(heads[0].output.bias, 20.0)  # flags every step, so that the last one decides
-    steps = {step: StepDetectors(heads) for step in range(STEPS)}
-    return Detectors(Trunk(encoder, STEPS, len(CATEGORIES)), steps).eval().requires_grad_(False)
+    of_steps = {step: StepDetectors(heads) for step in range(steps)}
+    return Detectors(Trunk(encoder, steps, len(CATEGORIES)), of_steps).eval().requires_grad_(False)
 
 
 def step_seconds(detectors: nn.Module | None, calls: int) -> np.ndarray:
     """Seconds of every `scheduler.step`, `[calls, STEPS]`, of a pipeline that is guarded or (None) not."""
     pipe = BarePipeline()
-    guard = None if detectors is None else Guard(Bundle(bundle_info(pipe), "", detectors))
+    info = bundle_info(pipe, SHAPE, STEPS, GUIDANCE)
+    guard = None if detectors is None else Guard(Bundle(info, "", detectors))
     for _ in range(1 + calls):  # the first one warms up: the detectors go to their device in it
         if guard is None:
             pipe(["a prompt"], STEPS)
@@ -150,7 +153,7 @@ def networks(settings: Sequence[str]) -> str:
     torch.set_num_threads(1)
     lines = []
     for shape in (DEMO_SHAPE, SHAPE):
-        grid, x0 = random_detectors(shape, settings), torch.randn(1, *shape)
+        grid, x0 = random_detectors(shape, STEPS, settings), torch.randn(1, *shape)
         trunk = grid.trunk
         assert trunk is not None
         unified, heads, features = UnifiedDetector(trunk), grid.steps["0"], trunk.features(x0, 0)
@@ -211,7 +214,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
     as_it_is = in_a_process()
     keeping = in_a_process(MALLOC_TRIM_THRESHOLD_=str(2**30), MALLOC_MMAP_THRESHOLD_=str(2**30))
-    detectors = random_detectors(SHAPE)
+    detectors = random_detectors(SHAPE, STEPS)
     check = float(np.median(step_seconds(detectors, 4)) - np.median(step_seconds(None, 4)))
     print(f"a checked step: {check * 1000:.2f} ms")
     classify = classify_seconds()

@@ -106,6 +106,12 @@ class Draw:
         return output / f"trunk_{self.size}_{self.seed}"
 
 
+def planned(kinds: Sequence[str], sizes: Sequence[str], draws: int) -> list[Draw]:
+    """Draw after draw, so that an interrupted plan has some of every size and kind."""
+    videos = [None if size == "all" else int(size) for size in sizes]
+    return [Draw(kind, of, seed) for seed, of, kind in product(range(draws), videos, kinds)]
+
+
 def train_and_score(
     capture: CaptureReader, draw: Draw, steps: Sequence[int], output: Path, config: TrainConfig
 ) -> Scores:
@@ -178,14 +184,16 @@ def train_plan(
     capture: CaptureReader, plan: Sequence[Draw], output: Path, config: TrainConfig, *, decide: bool
 ) -> None:
     """Train and score what is missing of the plan; `decide` as in `table_steps`."""
-    samples = [drawn(capture, draw.videos, draw.seed) for draw in plan]  # what cannot be is told first
-    for number, (draw, of_draw) in enumerate(zip(plan, samples, strict=True)):
+    drawings = dict.fromkeys((draw.videos, draw.seed) for draw in plan)  # the same for all kinds
+    samples = {key: drawn(capture, *key) for key in drawings}  # what cannot be is told first
+    for number, draw in enumerate(plan):
         if draw.scores(output).is_file():
             continue
         told = f"{draw.kind}, {draw.size} videos a category, draw {draw.seed}"
         print(f"{number + 1} of {len(plan)}: {told}", flush=True)
         steps = table_steps(capture, draw.kind, decide=decide)
-        scores = train_and_score(Part(capture, of_draw), draw, steps, output, config)
+        part = Part(capture, samples[draw.videos, draw.seed])
+        scores = train_and_score(part, draw, steps, output, config)
         tensors = {str(step): of_step.contiguous() for step, of_step in scores.items()}
         write_atomically(draw.scores(output), save(tensors))
 
@@ -242,8 +250,7 @@ def main() -> None:
         },
     )
 
-    sizes = [None if size == "all" else int(size) for size in args.videos]
-    plan = [Draw(kind, size, seed) for seed, size, kind in product(range(args.draws), sizes, args.kinds)]
+    plan = planned(args.kinds, args.videos, args.draws)
     train_plan(capture, plan, args.output, config, decide=not args.undecided)
 
     unseen = unseen_by(capture, args.runs)
@@ -273,7 +280,7 @@ def main() -> None:
     print_tables(rows)
     if args.against is not None:
         kinds = args.kinds if args.against_kind is None else [args.against_kind]
-        theirs = [Draw(kind, size, seed) for seed, size, kind in product(range(args.draws), sizes, kinds)]
+        theirs = planned(kinds, args.videos, args.draws)
         print(f"\nless {args.against_kind or 'those'} of {args.against}, of the same draws:")
         print_tables(differences(scores, measured(theirs, args.against), test, args.against_kind))
 

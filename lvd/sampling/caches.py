@@ -16,7 +16,7 @@ def step_caches(pipe: Pipeline) -> dict[str, Cache]:
     Its options are plain values, as JSON gives them back. Of a function among them it says only that it is
     there.
     """
-    configs = {name: getattr(part, "_cache_config", None) for name, part in denoisers(pipe).items()}
+    configs = {name: _config(part) for name, part in denoisers(pipe).items()}
     return {
         name: {"config": type(config).__name__, **_options(config)}
         for name, config in configs.items()
@@ -31,7 +31,7 @@ def unreadable_caches(pipe: Pipeline) -> dict[str, str]:
     """
     found = {}
     for name, part in denoisers(pipe).items():
-        if getattr(part, "_cache_config", None) is not None:
+        if _config(part) is not None:
             continue
         if getattr(part, "_is_cached", False):
             found[name] = "Cache-DiT or ParaAttention"
@@ -42,8 +42,7 @@ def unreadable_caches(pipe: Pipeline) -> dict[str, str]:
 
 def caching_networks(pipe: Pipeline) -> list[Any]:
     """The parts that denoise and have a step cache that `enable_cache` switched on."""
-    parts = denoisers(pipe).values()
-    return [part for part in parts if getattr(part, "_cache_config", None) is not None]
+    return [part for part in denoisers(pipe).values() if _config(part) is not None]
 
 
 class StepCache:
@@ -55,6 +54,11 @@ class StepCache:
     def give_back(self) -> None:
         """It is empty, as classic pipelines leave it when they come to their end, and modular ones do not."""
         self._network._reset_stateful_cache()
+
+
+def _config(network: Any) -> Any:
+    """What `enable_cache` was given; it was not called, or the cache was disabled: None."""
+    return getattr(network, "_cache_config", None)
 
 
 def _options(config: Any) -> dict[str, Any]:
